@@ -1,0 +1,1 @@
+"""The published claims that jaxprune reproduces, one folder each. Run with `python -m`."""

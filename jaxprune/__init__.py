@@ -1,0 +1,23 @@
+"""A functional sparsity toolkit for JAX."""
+
+from jaxprune import allocation as allocation
+from jaxprune import patterns as patterns
+from jaxprune import schedules as schedules
+from jaxprune import scores as scores
+from jaxprune import transforms as transforms
+from jaxprune._core.select import global_top_k_mask as global_top_k_mask
+from jaxprune._core.select import top_k_mask as top_k_mask
+from jaxprune.masks import apply_masks as apply_masks
+from jaxprune.masks import make_masks as make_masks
+from jaxprune.masks import prune as prune
+from jaxprune.patterns import NM as NM
+from jaxprune.patterns import Block as Block
+from jaxprune.patterns import Channel as Channel
+from jaxprune.patterns import Unstructured as Unstructured
+from jaxprune.transforms import check as check
+from jaxprune.transforms import final_params as final_params
+from jaxprune.transforms import forward_params as forward_params
+from jaxprune.transforms import get_masks as get_masks
+from jaxprune.transforms import gradual as gradual
+from jaxprune.transforms import static as static
+from jaxprune.transforms import value_and_grad as value_and_grad

@@ -1,0 +1,1 @@
+"""The ground floor: paths, selectors, exact selection, bit packing. No policy lives here."""

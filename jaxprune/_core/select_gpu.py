@@ -1,0 +1,277 @@
+"""Exact selection by counting digits: the same masks as the search, in fewer reads on a GPU.
+
+The image of a score (`select.ordered_bits`) is resolved 11 bits at a time from the top: one read
+counts, for every value of the next digit, the entries that share the digits found so far. Three
+reads find the threshold of float32 scores, two that of bfloat16; one more writes the mask. The
+counts are kept per chunk of the array, so that the place of the last tied entry that is kept is
+found by reading one chunk. Counts of several arrays, or of several shards, are added.
+
+The counting is a Pallas kernel (`select_gpu_kernel`) for NVIDIA Hopper GPUs. It was run on jax
+0.11.2 and compiled on 0.12.0.1; where Pallas cannot build it, as on jax 0.10, the search is used.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import custom_batching, lax
+
+from jaxprune._core.select import _as_count as as_count
+from jaxprune._core.select import _at_least as at_least
+from jaxprune._core.select import _carry as carry
+from jaxprune._core.select import _Count as Count
+from jaxprune._core.select import _to_int as to_int
+from jaxprune._core.select import ordered_bits
+
+_BITS = 11
+_BINS = 1 << _BITS
+_TILE_BYTES = 8192  # what a block reads at once: 4 vectors of 16 bytes a thread
+_BLOCKS = 132 * 7  # multiprocessors of an H100, blocks whose counters fit into one
+_LEAST = 1 << 20  # below this many entries launches cost more than reads
+_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+
+Masks = Callable[[tuple[jax.Array, ...], Count], tuple[jax.Array, ...]]
+Counter = Callable[..., jax.Array]
+"""Counts digits as `count_digits` does."""
+
+
+class _Chunks(NamedTuple):
+    """How one array is cut: entries of a tile, tiles of a chunk, chunks."""
+
+    tile: int
+    tiles: int
+    number: int
+
+    @property
+    def entries(self) -> int:
+        return self.tile * self.tiles
+
+
+def _cut(array: jax.Array) -> _Chunks:
+    tile = _TILE_BYTES // array.dtype.itemsize
+    tiles = -(-array.size // (tile * _BLOCKS))
+    return _Chunks(tile, tiles, -(-array.size // (tile * tiles)))
+
+
+def count_digits(array: jax.Array, query: jax.Array, chunks: _Chunks) -> jax.Array:
+    """Count the digits of a vector of scores, per chunk.
+
+    Args:
+      array: (n,) scores.
+      query: (2,) uint32. An entry counts for the value ``(image >> query[0]) ^ query[1]`` if that
+        is below 2**11: the digit, for entries that share the digits above it.
+      chunks: how the array is cut.
+
+    Returns:
+      (chunks.number, 2**11) int32.
+    """
+    digit = (ordered_bits(array).astype(jnp.uint32) >> query[0]) ^ query[1]
+    chunk = lax.iota(jnp.int32, array.size) // chunks.entries
+    counts = jnp.zeros((chunks.number, _BINS), jnp.int32)
+    inside = digit < _BINS
+    slot = jnp.where(inside, digit, jnp.uint32(0)).astype(jnp.int32)
+    return counts.at[chunk, slot].add(inside.astype(jnp.int32))
+
+
+def count_digits_gpu(array: jax.Array, query: jax.Array, chunks: _Chunks) -> jax.Array:
+    """Count as `count_digits` does: whole tiles by the kernel, the last entries without it."""
+    from jaxprune._core import select_gpu_kernel  # Pallas for GPUs is not on every machine
+
+    rest = array.size % chunks.tile
+    tail = array[array.size - rest :]
+    tail_counts = count_digits(tail, query, chunks._replace(number=1))
+    if rest == array.size:
+        return tail_counts
+    counts = select_gpu_kernel.digit_counts(
+        array, query, tile=chunks.tile, per_block=chunks.tiles, bins=_BINS
+    )
+    return counts.at[-1].add(tail_counts[0]) if rest else counts
+
+
+def _digits(width: int) -> Iterator[tuple[int, int]]:
+    """Yield the shift and the bits of each digit of an image, from the top."""
+    while width:
+        bits = min(width, _BITS)
+        width -= bits
+        yield width, bits
+
+
+def _locate(counts: Count, wanted: Count) -> tuple[jax.Array, Count]:
+    """Return the first place whose running count reaches ``wanted``, and the count before it."""
+    # A sum of 2**11 low words stays below 2**27, so that the words can be summed apart.
+    running = carry(jnp.cumsum(counts.high), jnp.cumsum(counts.low))
+    place = jnp.sum(~at_least(running, wanted), dtype=jnp.int32)
+    before = [jnp.where(place > 0, word[jnp.maximum(place - 1, 0)], 0) for word in running]
+    return place, Count(*before)
+
+
+class _Threshold(NamedTuple):
+    image: jax.Array  # uint32: the k-th largest
+    wanted: Count  # how many of the entries equal to it are kept, at least one
+    ties: list[jax.Array]  # (chunks,) int32 per array, of this shard: entries equal to it
+
+
+def _threshold(
+    arrays: Sequence[jax.Array], wanted: Count, mesh_axes: Sequence[tuple[str, ...]], count: Counter
+) -> _Threshold:
+    """Find the k-th largest image of all arrays together, k = ``wanted`` >= 1."""
+    found = jnp.uint32(0)
+    tables: list[jax.Array] = []
+    place = jnp.int32(0)
+    for shift, bits in _digits(arrays[0].dtype.itemsize * 8):
+        query = jnp.stack([jnp.uint32(shift), found << bits])
+        # Values from 2**bits up belong to other entries: a short last digit leaves room for them.
+        tables = [count(x, query, _cut(x))[:, : 1 << bits] for x in arrays]
+        total = _added(tables, mesh_axes)
+        downwards = Count(total.high[::-1], total.low[::-1])
+        place, above = _locate(downwards, wanted)
+        wanted = carry(wanted.high - above.high, wanted.low - above.low)
+        place = (1 << bits) - 1 - place
+        found = (found << bits) | place.astype(jnp.uint32)
+    return _Threshold(found, wanted, [table[:, place] for table in tables])
+
+
+def _added(tables: Sequence[jax.Array], mesh_axes: Sequence[tuple[str, ...]]) -> Count:
+    total = Count(jnp.int32(0), jnp.int32(0))
+    for table, names in zip(tables, mesh_axes, strict=True):
+        counts = jnp.sum(table, axis=0, dtype=jnp.int32)
+        counts = lax.psum(counts, names) if names else counts
+        total = carry(total.high + (counts >> 16), total.low + (counts & 0xFFFF))
+    return total
+
+
+def _on_lower_shards(found: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """Return the sum of ``found`` over the shards before this one."""
+    here = lax.iota(jnp.int32, math.prod(lax.axis_size(name) for name in names))
+    index = lax.axis_index(names)
+    everywhere = lax.psum(jnp.where(here == index, found, 0), names)
+    return jnp.sum(jnp.where(here < index, everywhere, 0), dtype=jnp.int32)
+
+
+def _last_kept(
+    array: jax.Array, image: jax.Array, ties: jax.Array, wanted: jax.Array
+) -> jax.Array:
+    """Return the place of the ``wanted``-th entry that equals ``image``, -1 for none."""
+    chunks = _cut(array)
+    chunk, before = _locate(as_count(ties), as_count(wanted))
+    size = min(chunks.entries, array.size)
+    start = chunk * chunks.entries
+    first = jnp.minimum(start, array.size - size)  # the last chunk may be short
+    places = first + lax.iota(jnp.int32, size)
+    images = ordered_bits(lax.dynamic_slice(array, (first,), (size,)))
+    tied = (images == image.astype(images.dtype)) & (places >= start)
+    place = jnp.sum(jnp.cumsum(tied.astype(jnp.int32)) < wanted - to_int(before), dtype=jnp.int32)
+    return jnp.where(wanted > 0, first + place, -1)
+
+
+def masks(
+    scores: tuple[jax.Array, ...],
+    k: Count,
+    *,
+    mesh_axes: tuple[tuple[str, ...], ...],
+    count: Counter = count_digits,
+) -> tuple[jax.Array, ...]:
+    """Keep the k largest of all arrays together, with the tie rule of `select`.
+
+    Args:
+      scores: floating-point arrays of one type with at least one entry each.
+      k: how many are kept.
+      mesh_axes: per array, the mesh axes that split it inside ``shard_map``.
+      count: counts the digits of a vector.
+
+    Returns:
+      Boolean arrays of the shapes of ``scores``.
+    """
+    arrays = [x.reshape(-1) for x in scores]
+    some = at_least(k, as_count(1))
+    one = Count(jnp.where(some, k.high, 0), jnp.where(some, k.low, 1))
+    found = _threshold(arrays, one, mesh_axes, count)
+    wanted = found.wanted
+    result = []
+    for x, flat, ties, names in zip(scores, arrays, found.ties, mesh_axes, strict=True):
+        here = jnp.sum(ties, dtype=jnp.int32)
+        lower = _on_lower_shards(here, names) if names else jnp.int32(0)
+        all_ties = lax.psum(here, names) if names else here
+        kept = _between(carry(wanted.high - (lower >> 16), wanted.low - (lower & 0xFFFF)), here)
+        last = _last_kept(flat, found.image, ties, kept)
+        image = ordered_bits(flat)
+        threshold = found.image.astype(image.dtype)
+        tied = (image == threshold) & (lax.iota(jnp.int32, flat.size) <= last)
+        result.append((((image > threshold) | tied) & some).reshape(x.shape))
+        wanted = carry(wanted.high - (all_ties >> 16), wanted.low - (all_ties & 0xFFFF))
+    return tuple(result)
+
+
+def _between(count: Count, most: jax.Array) -> jax.Array:
+    """Return the count clipped to [0, most], as int32."""
+    return jnp.where(at_least(count, as_count(most)), most, jnp.maximum(to_int(count), 0))
+
+
+def choose(
+    scores: tuple[jax.Array, ...],
+    k: Count,
+    mesh_axes: tuple[tuple[str, ...], ...],
+    search: Masks,
+) -> tuple[jax.Array, ...]:
+    """Select by the kernel where it can be used and pays, else by ``search``.
+
+    It is used for 2**20 or more float32 or bfloat16 scores on an NVIDIA Hopper GPU that is the
+    only device, or inside ``shard_map`` over all mesh axes. Elsewhere an array may be split over
+    devices, which a kernel would gather.
+    """
+    if not (_suits(scores) and _is_whole() and _on_hopper() and _builds()):
+        return search(scores, k)
+    kernel = custom_batching.custom_vmap(
+        functools.partial(masks, mesh_axes=mesh_axes, count=count_digits_gpu)
+    )
+
+    @kernel.def_vmap
+    def _(size, batched, *args):  # the kernel has no batched form
+        axes = jax.tree.map(lambda b: 0 if b else None, batched)
+        out = jax.vmap(search, in_axes=tuple(axes), axis_size=size)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    scores = tuple(lax.stop_gradient(x) for x in scores)
+    return lax.platform_dependent(scores, k, cuda=kernel, default=search)
+
+
+def _suits(scores: tuple[jax.Array, ...]) -> bool:
+    return scores[0].dtype in _DTYPES and sum(x.size for x in scores) >= _LEAST
+
+
+def _is_whole() -> bool:
+    """Return whether every array is in the memory of one device, where it is traced."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes:
+        return set(mesh.manual_axes) == set(mesh.axis_names)
+    return jax.device_count() == 1
+
+
+@functools.cache
+def _on_hopper() -> bool:
+    if jax.default_backend() != "gpu":
+        return False
+    return all(getattr(d, "compute_capability", "") == "9.0" for d in jax.local_devices())
+
+
+@functools.cache
+def _builds() -> bool:
+    """Return whether this version of Pallas lowers the kernel."""
+    array = jax.ShapeDtypeStruct((_LEAST,), jnp.float32)
+    query = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    count = jax.jit(lambda x, q: count_digits_gpu(x, q, _cut(x)))
+    try:
+        count.trace(array, query).lower(lowering_platforms=("cuda",))
+    except Exception as error:  # whatever a changed interface raises
+        warnings.warn(
+            f"jaxprune's selection kernel does not build with jax {jax.__version__} ({error!r}): "
+            "the search without a kernel is used, which reads the scores two to three times more.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True

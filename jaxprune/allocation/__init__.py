@@ -1,0 +1,12 @@
+"""How is the budget divided? An allocation is a function ``(shapes, sparsity) -> densities``."""
+
+from jaxprune.allocation.erdos import ErdosRenyi as ErdosRenyi
+from jaxprune.allocation.erdos import erdos_renyi as erdos_renyi
+from jaxprune.allocation.erdos import erdos_renyi_kernel as erdos_renyi_kernel
+from jaxprune.allocation.given import PerLayer as PerLayer
+from jaxprune.allocation.given import Uniform as Uniform
+from jaxprune.allocation.given import per_layer as per_layer
+from jaxprune.allocation.given import uniform as uniform
+from jaxprune.allocation.ranked import Global as Global
+from jaxprune.allocation.ranked import global_ as global_
+from jaxprune.allocation.ranked import minimum_threshold as minimum_threshold

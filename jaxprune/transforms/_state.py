@@ -1,0 +1,121 @@
+"""What a transform keeps between steps, and how it is found in any optimizer state."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune._core import paths
+from jaxprune._core.packing import is_packed, unpack
+from jaxprune.types import Tree
+
+NEVER = -2
+"""``Health.changed`` before the first change of masks: one less than the step before step 0."""
+
+
+class Health(NamedTuple):
+    """Pruned weights that are not zero, counted on the call after every change of masks.
+
+    A link outside the transform that alters its updates (a scale, a clip by value, weight decay)
+    brings pruned weights back; nothing else shows it.
+    """
+
+    changed: jax.Array  # () int32, the step of the last change of masks
+    came_back: jax.Array  # (leaves,) int32, most pruned weights found non-zero, in tree order
+    nonfinite: jax.Array  # (leaves,) int32, most pruned weights found NaN or infinite
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What is known about a recipe without its arrays: a node of the state without leaves.
+
+    Attributes:
+      name: the transform.
+      reached: the step of the last scheduled change of masks, or None without an end.
+      forward: ``(weight, mask, step) -> weight`` that the loss sees, or None for the weight itself.
+    """
+
+    name: str
+    reached: int | None = None
+    forward: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+
+
+class State(NamedTuple):
+    """State of every sparse-training transform."""
+
+    step: jax.Array  # () int32, calls of update so far
+    masks: Tree  # like params: bool or PackedMask, True = kept; MaskedNode if not prunable
+    health: Health
+    fingerprint: jax.Array  # () uint32, of the recipe
+    method: Method
+    extra: Tree  # what the method needs besides
+    inner_state: Any  # of the wrapped optimizer
+
+
+def fingerprint_of(recipe: str) -> jax.Array:
+    """Return the number by which two recipes are told apart when a state is restored."""
+    return jnp.asarray(zlib.crc32(recipe.encode()), jnp.uint32)
+
+
+def find_states(opt_state: Any) -> list[State]:
+    """Return the sparse-training states inside any optimizer state.
+
+    Raises:
+      ValueError: there is none.
+    """
+    is_state = lambda node: isinstance(node, State)
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+    states = [node for node in nodes if isinstance(node, State)]
+    if not states:
+        raise ValueError(
+            f"opt_state of type {type(opt_state).__name__} holds no state of a jaxprune transform. "
+            "Wrap the optimizer (tx = jaxprune.gradual(tx, ...)) and pass the state of tx.init."
+        )
+    return states
+
+
+def get_masks(opt_state: Any) -> Tree:
+    """Find the masks in any optimizer state.
+
+    Args:
+      opt_state: state of an optimizer that holds one or more jaxprune transforms, at any depth
+        (``optax.chain``, ``optax.multi_transform``, a Flax ``TrainState``'s ``opt_state``, ...).
+
+    Returns:
+      Tree like the parameters: boolean arrays (packed ones are unpacked), True = kept, and
+      ``optax.MaskedNode()`` for parameters that are not prunable. To map over it together with
+      parameters, tell ``jax.tree.map`` that ``optax.MaskedNode`` is a leaf.
+
+    Raises:
+      ValueError: no jaxprune transform is found.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> import optax
+      >>> params = {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.zeros(2)}
+      >>> tx = optax.chain(optax.clip(1.0), jaxprune.gradual(optax.sgd(0.1), 0.5))
+      >>> opt_state = tx.init(params)
+      >>> updates, opt_state = tx.update(params, opt_state, params)
+      >>> jaxprune.get_masks(opt_state)["kernel"].tolist()
+      [[False, True]]
+    """
+    trees = [
+        jax.tree.map(unpack, state.masks, is_leaf=is_packed) for state in find_states(opt_state)
+    ]
+    absent = lambda node: isinstance(node, optax.MaskedNode)
+
+    def first(*nodes: Any) -> Any:
+        return next((node for node in nodes if not absent(node)), nodes[0])
+
+    return jax.tree.map(first, *trees, is_leaf=absent)
+
+
+def stored_masks(state: State) -> dict[str, jax.Array]:
+    """Return ``{path: boolean mask}`` of one state."""
+    return paths.flatten(jax.tree.map(unpack, state.masks, is_leaf=is_packed))

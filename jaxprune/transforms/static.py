@@ -1,0 +1,76 @@
+"""Training with fixed masks: fine-tune a pruned model."""
+
+import jax.numpy as jnp
+import optax
+
+from jaxprune._core import paths
+from jaxprune.masks import check_masks, mask_leaves
+from jaxprune.transforms._base import Leaves, Moment, Recipe, wrap
+from jaxprune.transforms._state import Method
+from jaxprune.transforms._timetable import Timetable
+from jaxprune.types import Tree
+
+
+def static(
+    inner: optax.GradientTransformation,
+    masks: Tree,
+    *,
+    mask_gradients: bool = True,
+    packed: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Train with fixed masks.
+
+    ``update_t = where(mask, inner update, −param)``: after the first ``optax.apply_updates`` every
+    pruned weight is exactly 0.0, also if the parameters came in dense, and stays so.
+
+    Args:
+      inner: the optimizer to wrap. ``optax.MultiSteps`` goes outside.
+      masks: tree of masks, matched to the parameters by path; boolean or packed, True = kept.
+        Parameters without a mask train as without the wrapper.
+      mask_gradients: give ``inner`` zero gradients for pruned weights, so that optimizers that
+        look at several weights at once (global-norm clipping, layer-wise scaling) see the pruned
+        model.
+      packed: store masks as one bit a weight along the last axis, instead of one byte.
+
+    Returns:
+      An optax transform. Its state's masks are found with `jaxprune.get_masks`.
+
+    Raises:
+      ValueError: masks that do not match the parameters, or ``optax.MultiSteps`` inside ``inner``.
+      TypeError: masks that are not boolean, or ``inner`` is no optimizer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> import optax
+      >>> params, masks = jaxprune.prune({"kernel": jnp.array([[4.0, 1.0]])}, 0.5)
+      >>> tx = jaxprune.static(optax.sgd(0.5), masks)
+      >>> opt_state = tx.init(params)
+      >>> updates, opt_state = tx.update({"kernel": jnp.ones((1, 2))}, opt_state, params)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[3.5, 0.0]]
+    """
+    fixed = mask_leaves(masks)
+    check_masks(fixed, fixed)
+
+    def init_masks(weights: Leaves) -> Leaves:
+        check_masks(weights, fixed)
+        # A condition on the weight that is always true gives the mask the weight's sharding.
+        return {path: fixed[path] & ((w == w) | (w != w)) for path, w in weights.items()}
+
+    recipe = Recipe(
+        method=Method("static"),
+        text=f"static|{mask_gradients}",
+        where=lambda path, leaf: path in fixed,
+        timetable=Timetable(begin=-1, every=1, end=-1),
+        init_masks=init_masks,
+        new_masks=_never,
+        mask_gradients=mask_gradients,
+        packed=packed,
+        starts_changed=True,
+    )
+    return wrap(inner, recipe)
+
+
+def _never(moment: Moment) -> Leaves:
+    return moment.masks

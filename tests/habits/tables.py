@@ -1,0 +1,16 @@
+"""The member tables by kind: the name of the room, and its rows."""
+
+from tests import members
+
+KINDS: dict[str, tuple[members.Row, ...]] = {
+    "scores": members.SCORES,
+    "patterns": members.PATTERNS,
+    "allocation": members.ALLOCATIONS,
+    "schedules": members.SCHEDULES,
+    "transforms": members.TRANSFORMS,
+}
+# Public, but not one of the kind. A name without a row must be put here, in sight.
+NOT_MEMBERS: dict[str, set[str]] = {
+    "allocation": {"minimum_threshold"},
+    "transforms": {"check", "final_params", "forward_params", "get_masks", "value_and_grad"},
+}
