@@ -36,8 +36,9 @@ def as_a_user() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Run a docstring's example as its reader will."""
-    if isinstance(item, pytest.DoctestItem):
+    """Run a docstring's example, and a test so marked, as a user will."""
+    marked = item.get_closest_marker("standard_promotion") is not None
+    if marked or isinstance(item, pytest.DoctestItem):
         with lenient():
             return (yield)
     return (yield)

@@ -34,6 +34,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Reference"]
 napoleon_use_ivar = True  # fields of a dataclass as a list, not as one entry each
 python_maximum_signature_line_length = 88
 add_module_names = False

@@ -298,8 +298,9 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
     weights = paths.flatten(params)
     kept = mask_leaves(masks)
     check_masks(weights, kept)
-    pruned = {path: jnp.where(m, weights[path], jnp.zeros_like(weights[path]))
-              for path, m in kept.items()}
+    pruned = {
+        path: jnp.where(m, weights[path], jnp.zeros_like(weights[path])) for path, m in kept.items()
+    }
     return paths.refill(params, pruned, lambda path, leaf: leaf)
 
 

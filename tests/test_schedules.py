@@ -62,7 +62,9 @@ def test_large_steps_stay_exact():
 
 
 def test_numbers_of_numpy_become_python_numbers():
-    ramp = schedules.cubic(np.float32(0.0), np.float64(0.5), begin=np.int32(0), end=np.int64(4))
+    shares: list[Any] = [np.float32(0.0), np.float64(0.5)]
+    steps: list[Any] = [np.int32(0), np.int64(4)]
+    ramp = schedules.cubic(*shares, begin=steps[0], end=steps[1])
     assert repr(ramp) == ("Polynomial(init=0.0, final=0.5, begin=0, end=4, offset=0, power=3.0)")
 
 
@@ -120,8 +122,8 @@ def test_a_sparsity_must_be_a_number(value: Any, shown: str):
 
 def test_a_sparsity_must_be_known_when_the_schedule_is_built():
     @jax.jit
-    def build(sparsity: jax.Array) -> jax.Array:
-        return schedules.constant(sparsity)(0)  # pyright: ignore[reportArgumentType]
+    def build(sparsity: Any) -> jax.Array:
+        return schedules.constant(sparsity)(0)
 
     with pytest.raises(TypeError, match=r"^sparsity must be a number in \[0, 1\), got "):
         build(jnp.float32(0.5))

@@ -12,13 +12,16 @@ from tests.habits import surface, tables
 
 
 class PublicNames(SphinxDirective):
-    """`{public-names} jaxprune.scores`: the docstring of each public name that lives there."""
+    """`{public-names} jaxprune.scores`: its docstring, its choice table, and its names'."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         module = self.arguments[0]
-        lines = ["```{eval-rst}", f".. automodule:: {module}", "   :no-members:", ""]
+        lines = ["```{eval-rst}", f".. automodule:: {module}", "   :no-members:", "```", ""]
+        if (kind := module.removeprefix("jaxprune.")) in tables.KINDS:
+            lines += [f"```{{member-table}} {kind}", "```", ""]
+        lines += ["```{eval-rst}"]
         for path, value in surface.objects().items():
             if path.rpartition(".")[0] == module:
                 lines += [f".. {_directive(value)}:: {path}", ""]

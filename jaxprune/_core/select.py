@@ -199,7 +199,10 @@ def _probe_points(bracket: _Bracket, k: _Count) -> list[jax.Array]:
     far = jnp.maximum(jnp.sqrt(near) * 0.25, 2.0 * near)
     parts += [part - far, part - near, part + near, part + far]
     steps = [_fraction(width, p) for p in parts]
-    return [bracket.low + jnp.clip(step, jnp.minimum(width, width.dtype.type(1)), width) for step in steps]
+    return [
+        bracket.low + jnp.clip(step, jnp.minimum(width, width.dtype.type(1)), width)
+        for step in steps
+    ]
 
 
 def _narrow(space: _Space, k: _Count, bracket: _Bracket) -> _Bracket:
@@ -273,9 +276,7 @@ def _places_left(tied: jax.Array, place: _Place, fresh: Any) -> jax.Array:
     return jnp.where(tied, left, jnp.zeros_like(left))
 
 
-def _competing(
-    shape: tuple[int, ...], axes: tuple[int, ...] | None, names: tuple[str, ...]
-) -> int:
+def _competing(shape: tuple[int, ...], axes: tuple[int, ...] | None, names: tuple[str, ...]) -> int:
     """Return how many entries of one array compete, over all its shards."""
     over = range(len(shape)) if axes is None else axes
     return math.prod(shape[a] for a in over) * math.prod(lax.axis_size(name) for name in names)
@@ -290,6 +291,7 @@ class _Ties(NamedTuple):
 
 def _first_tied(image: Image, threshold: jax.Array, tied: _Ties, place: _Place) -> jax.Array:
     """Keep the first ``wanted`` of the entries that equal the threshold, in one array."""
+
     def reverse(fresh: Any) -> jax.Array:
         return _places_left(image(fresh) == threshold, place, fresh)
 

@@ -152,9 +152,7 @@ def _on_lower_shards(found: jax.Array, names: tuple[str, ...]) -> jax.Array:
     return jnp.sum(jnp.where(here < index, everywhere, 0), dtype=jnp.int32)
 
 
-def _last_kept(
-    array: jax.Array, image: jax.Array, ties: jax.Array, wanted: jax.Array
-) -> jax.Array:
+def _last_kept(array: jax.Array, image: jax.Array, ties: jax.Array, wanted: jax.Array) -> jax.Array:
     """Return the place of the ``wanted``-th entry that equals ``image``, -1 for none."""
     chunks = _cut(array)
     chunk, before = _locate(as_count(ties), as_count(wanted))

@@ -1,6 +1,7 @@
 """N:M: a fixed number of weights in every small group, which hardware multiplies fast."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -133,6 +134,10 @@ class NM:
     def mask(self, scores: jax.Array, kept: int | jax.Array) -> jax.Array:
         """Return the mask of the ``kept`` best weights of every group."""
         refuse_nan(scores)
+        return self._mask(scores, kept)
+
+    @functools.partial(jax.jit, static_argnums=0)  # one program, not one for each member
+    def _mask(self, scores: jax.Array, kept: int | jax.Array) -> jax.Array:
         groups, axis = self._split(ordered_bits(scores))
         if self.m > _UNROLLED:
             chosen = top_k_mask(groups, kept, axis=axis)

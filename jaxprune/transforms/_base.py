@@ -1,4 +1,4 @@
-"""The one shape of every sparse-training transform: what a recipe fills in, and the common steps."""
+"""The one shape of sparse-training transforms: what a recipe fills in, and the common steps."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxprune._core import paths
@@ -14,8 +13,17 @@ from jaxprune._core.packing import check_packable, is_packed, pack
 from jaxprune._core.prunable import Where, select
 from jaxprune._core.select import split_over
 from jaxprune.transforms._copies import copied_leaves, zero_copies
-from jaxprune.transforms._state import NEVER, Health, Method, State, fingerprint_of, stored_masks
+from jaxprune.transforms._state import (
+    NEVER,
+    Health,
+    Method,
+    State,
+    fingerprint_of,
+    no_news,
+    stored_masks,
+)
 from jaxprune.transforms._timetable import Timetable, gate
+from jaxprune.transforms.moments import Moments
 from jaxprune.types import Tree
 
 Leaves = dict[str, jax.Array]
@@ -23,28 +31,79 @@ Leaves = dict[str, jax.Array]
 
 
 class Moment(NamedTuple):
-    """What a recipe sees when masks change."""
+    """What a recipe sees in one call of update."""
 
-    step: jax.Array  # () int32
-    index: jax.Array  # () int32, the number of this update, from 0
-    params: Tree  # the prunable parameters; MaskedNode elsewhere
-    grads: Tree  # their gradients, dense; MaskedNode elsewhere
-    masks: Leaves  # the masks so far
-    extra: Tree
+    step: jax.Array  # () int32, calls before this one
+    turn: jax.Array  # () int32, the number of this change of masks, from 0
+    weights: Leaves  # the prunable parameters
+    grads: Leaves  # their gradients, dense
+    masks: Leaves  # True = kept
+    extra: Tree  # the method's own state
+    fill: Callable[[Leaves], Tree]  # puts leaves into the parameters' container, for scores
+
+
+def everything(weight: jax.Array) -> jax.Array:
+    """Return a mask that keeps a whole weight, with the weight's sharding.
+
+    The condition is always true, NaN included, and no compiler folds it into a constant, which
+    would live on one device.
+    """
+    return (weight == weight) | (weight != weight)
+
+
+def dense_gradients(moment: Moment) -> Leaves:
+    """Let the inner optimizer see the gradients of all weights."""
+    return moment.grads
+
+
+def masked_gradients(moment: Moment) -> Leaves:
+    """Let the inner optimizer see zero gradients for pruned weights."""
+    grads = moment.grads
+    return {p: jnp.where(m, grads[p], jnp.zeros_like(grads[p])) for p, m in moment.masks.items()}
+
+
+def land_on_zero(moment: Moment, steps: Leaves) -> Leaves:
+    """Move kept weights by the inner optimizer's step, and pruned ones to exactly zero.
+
+    ``w + (−w)`` is exactly 0 in every floating-point format, if the update can hold ``−w``.
+    """
+    return {p: _landing(m, steps[p], moment.weights[p]) for p, m in moment.masks.items()}
+
+
+def stay_dense(moment: Moment, steps: Leaves) -> Leaves:
+    """Move all weights by the inner optimizer's step: the method stores dense parameters."""
+    del moment
+    return steps
+
+
+def _landing(mask: jax.Array, step: jax.Array, weight: jax.Array) -> jax.Array:
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(step.dtype, weight.dtype)
+    return jnp.where(mask, step.astype(wide), -weight.astype(wide))
+
+
+def _keep_extra(moment: Moment) -> Tree:
+    return moment.extra
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What a method does; everything else is common.
 
+    One call of update: ``watch`` -> ``gradients`` -> the inner optimizer -> ``change``, at the
+    timetable's steps -> ``moments`` -> ``land``.
+
     Attributes:
       method: its static description.
       text: names the recipe and all its settings; two recipes with equal texts are equal.
       where: which parameters are prunable.
-      timetable: when masks change.
-      init_masks: masks at the start, from ``{path: weight}``.
-      new_masks: masks at an update.
-      mask_gradients: give the inner optimizer zero gradients for pruned weights.
+      timetable: when ``change`` runs; None for every call.
+      init: first masks and the method's own state, from ``{path: weight}``.
+      change: the new masks and the method's own state.
+      watch: the method's own state after a look at the gradients, in every call.
+      gradients: gradients of the prunable weights that the inner optimizer sees.
+      moments: what the inner optimizer's state becomes where masks changed.
+      land: updates of the prunable weights, given the inner optimizer's.
       packed: store one bit a weight.
       axis_names: mesh axes that split one weight inside ``shard_map``; None to read them.
       starts_changed: the first masks are a change, so that the second call looks at their health.
@@ -53,64 +112,103 @@ class Recipe:
     method: Method
     text: str
     where: Where
-    timetable: Timetable
-    init_masks: Callable[[Leaves], Leaves]
-    new_masks: Callable[[Moment], Leaves]
-    mask_gradients: bool = False
+    timetable: Timetable | None
+    init: Callable[[Leaves], tuple[Leaves, Tree]]
+    change: Callable[[Moment], tuple[Leaves, Tree]]
+    watch: Callable[[Moment], Tree] = _keep_extra
+    gradients: Callable[[Moment], Leaves] = dense_gradients
+    moments: Moments | None = None
+    land: Callable[[Moment, Leaves], Leaves] = land_on_zero
     packed: bool = False
     axis_names: Sequence[str] | None = None
     starts_changed: bool = False
 
 
-def wrap(inner: optax.GradientTransformation, recipe: Recipe) -> Any:
+def wrap(
+    inner: optax.GradientTransformation, recipe: Recipe
+) -> optax.GradientTransformationExtraArgs:
     """Return the transform that trains with ``inner`` and keeps weights sparse by a recipe."""
     _check_inner(inner)
     extended = optax.with_extra_args_support(inner)
 
-    def init(params: Tree) -> State:
+    def init(params: Tree) -> Any:
         weights = select(params, recipe.where)
         inner_state = inner.init(params)
         _check_no_multi_steps(inner_state)
-        leaves = np.zeros(len(weights), np.int32)
-        start = 0 if recipe.starts_changed else NEVER
+        masks, extra = recipe.init(weights)
         return State(
             step=jnp.zeros((), jnp.int32),
-            masks=_stored(params, recipe.init_masks(weights), recipe.packed),
-            health=Health(jnp.asarray(start, jnp.int32), jnp.asarray(leaves), jnp.asarray(leaves)),
+            masks=_stored(params, masks, recipe.packed),
+            health=no_news(len(weights), 0 if recipe.starts_changed else NEVER),
             fingerprint=fingerprint_of(recipe.text),
             method=recipe.method,
-            extra=(),
+            extra=extra,
             inner_state=inner_state,
         )
 
     def update(
-        updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
-    ) -> tuple[Tree, State]:
-        weights, grads = _matched(params, updates, state)
-        masks = stored_masks(state)
-        given = _masked_gradients(updates, grads, masks) if recipe.mask_gradients else updates
+        updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, Any]:
+        moment = _moment(recipe, updates, state, params)
+        moment = moment._replace(extra=recipe.watch(moment))
+        given = paths.refill(updates, recipe.gradients(moment), _itself)
         steps, inner_state = extended.update(given, state.inner_state, params, **extra_args)
-        fires = recipe.timetable.fires(state.step)
-
-        def changed() -> Leaves:
-            index = recipe.timetable.index(state.step)
-            of = lambda leaves: paths.refill(params, leaves)
-            moment = Moment(state.step, index, of(weights), of(grads), masks, state.extra)
-            with split_over(recipe.axis_names):
-                return recipe.new_masks(moment)
-
-        new = gate(fires, changed, masks)
-        inner_state = zero_copies(inner_state, copied_leaves(inner, params), new)
-        landing = {p: _landing(m, s, weights[p]) for (p, m), s in _with_steps(new, steps)}
+        fires, after, inner_state = _changed(recipe, inner, moment, inner_state, params)
+        copies = copied_leaves(inner, params) if recipe.land is land_on_zero else {}
+        landed = recipe.land(after, _of_prunable(steps, after.masks))
         state = state._replace(
             step=optax.safe_increment(state.step),
-            masks=_stored(params, new, recipe.packed),
-            health=_examined(state, fires, weights, masks),
-            inner_state=inner_state,
+            masks=_stored(params, after.masks, recipe.packed),
+            health=_examined(recipe, state, moment, fires),
+            extra=after.extra,
+            inner_state=zero_copies(inner_state, copies, after.masks),
         )
-        return paths.refill(steps, landing, lambda path, leaf: leaf), state
+        return paths.refill(steps, landed, _itself), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _itself(path: str, leaf: Any) -> Any:
+    del path
+    return leaf
+
+
+def _moment(recipe: Recipe, updates: Tree, state: State, params: Tree | None) -> Moment:
+    weights, grads = _matched(params, updates, state)
+    turn = state.step if recipe.timetable is None else recipe.timetable.index(state.step)
+
+    def fill(leaves: Leaves) -> Tree:
+        return paths.refill(params, leaves)
+
+    return Moment(state.step, turn, weights, grads, stored_masks(state), state.extra, fill)
+
+
+def _changed(
+    recipe: Recipe,
+    inner: optax.GradientTransformation,
+    moment: Moment,
+    inner_state: Any,
+    params: Tree,
+) -> tuple[jax.Array, Moment, Any]:
+    """Change masks where the timetable says so, and the inner optimizer's state with them."""
+
+    def change() -> tuple[Leaves, Tree, Any]:
+        with split_over(recipe.axis_names):
+            masks, extra = recipe.change(moment)
+        if recipe.moments is None:
+            return masks, extra, ()
+        fresh = inner.init(params)
+        return masks, extra, recipe.moments(inner_state, fresh, moment.masks, masks)
+
+    held = inner_state if recipe.moments is not None else ()
+    if recipe.timetable is None:
+        fires = jnp.bool_(True)
+        masks, extra, held = change()
+    else:
+        fires = recipe.timetable.fires(moment.step)
+        masks, extra, held = gate(fires, change, (moment.masks, moment.extra, held))
+    after = moment._replace(masks=masks, extra=extra)
+    return fires, after, held if recipe.moments is not None else inner_state
 
 
 def _check_inner(inner: Any) -> None:
@@ -122,7 +220,9 @@ def _check_inner(inner: Any) -> None:
 
 
 def _check_no_multi_steps(inner_state: Any) -> None:
-    is_multi = lambda node: isinstance(node, optax.MultiStepsState)
+    def is_multi(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
     if any(is_multi(node) for node in jax.tree.leaves(inner_state, is_leaf=is_multi)):
         raise ValueError(
             "inner holds optax.MultiSteps: the schedule would count micro-steps. Put MultiSteps "
@@ -145,8 +245,7 @@ def _matched(params: Tree | None, updates: Tree, state: State) -> tuple[Leaves, 
             "update was called without params. A pruned weight is set to zero by the update "
             "-param: call tx.update(grads, opt_state, params)."
         )
-    present = jax.tree.map(lambda m: 0, state.masks, is_leaf=is_packed)
-    needed = paths.flatten(present)
+    needed = paths.flatten(jax.tree.map(lambda mask: 0, state.masks, is_leaf=is_packed))
     found = {"params": paths.flatten(params), "grads": paths.flatten(updates)}
     for name, leaves in found.items():
         missing = [path for path in needed if path not in leaves]
@@ -159,40 +258,26 @@ def _matched(params: Tree | None, updates: Tree, state: State) -> tuple[Leaves, 
     return weights, grads
 
 
-def _masked_gradients(updates: Tree, grads: Leaves, masks: Leaves) -> Tree:
-    masked = {p: jnp.where(m, grads[p], jnp.zeros_like(grads[p])) for p, m in masks.items()}
-    return paths.refill(updates, masked, lambda path, leaf: leaf)
+def _of_prunable(tree: Tree, masks: Leaves) -> Leaves:
+    leaves = paths.flatten(tree)
+    return {path: leaves[path] for path in masks}
 
 
-def _with_steps(masks: Leaves, steps: Tree) -> Any:
-    leaves = paths.flatten(steps)
-    return (((path, mask), leaves[path]) for path, mask in masks.items())
-
-
-def _landing(mask: jax.Array, step: jax.Array, weight: jax.Array) -> jax.Array:
-    """Return the update that moves a kept weight by ``step`` and a pruned one to exactly zero.
-
-    ``w + (−w)`` is exactly 0 in every floating-point format, if the update can hold ``−w``.
-    """
-    with jax.numpy_dtype_promotion("standard"):
-        wide = jnp.promote_types(step.dtype, weight.dtype)
-    return jnp.where(mask, step.astype(wide), -weight.astype(wide))
-
-
-def _examined(state: State, fires: jax.Array, weights: Leaves, masks: Leaves) -> Health:
+def _examined(recipe: Recipe, state: State, moment: Moment, fires: jax.Array) -> Health:
     """Count pruned weights that came back, on the call after a change of masks."""
     health = state.health
+    seen = (health.came_back, health.nonfinite)
+    if recipe.land is not land_on_zero or not moment.masks:
+        return health
 
     def counts() -> tuple[jax.Array, jax.Array]:
         back, wild = [], []
-        for path, mask in masks.items():
-            weight = weights[path]
+        for path, mask in moment.masks.items():
+            weight = moment.weights[path]
             back.append(jnp.sum(~mask & (weight != 0), dtype=jnp.int32))
             wild.append(jnp.sum(~mask & ~jnp.isfinite(weight), dtype=jnp.int32))
         found = (jnp.stack(back), jnp.stack(wild))
-        return jax.tree.map(jnp.maximum, found, (health.came_back, health.nonfinite))
+        return jax.tree.map(jnp.maximum, found, seen)
 
-    seen = (health.came_back, health.nonfinite)
-    if masks:
-        seen = gate(health.changed == state.step - 1, counts, seen)
+    seen = gate(health.changed == state.step - 1, counts, seen)
     return Health(jnp.where(fires, state.step, health.changed), *seen)

@@ -52,9 +52,7 @@ def _lookup(known: dict[Any, str], var: Any) -> str | None:
     return None if hasattr(var, "val") else known.get(var)
 
 
-def zero_copies(
-    inner_state: Tree, copies: dict[str, str], masks: dict[str, jax.Array]
-) -> Tree:
+def zero_copies(inner_state: Tree, copies: dict[str, str], masks: dict[str, jax.Array]) -> Tree:
     """Set the pruned weights of all copies in an optimizer's state to zero."""
     if not any(source in masks for source in copies.values()):
         return inner_state

@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,10 @@ from jaxprune.types import Tree
 
 NEVER = -2
 """``Health.changed`` before the first change of masks: one less than the step before step 0."""
+
+
+Look: TypeAlias = Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array]
+"""``(path, weight, stored mask, step) -> array`` of the weight's shape; hashable, no arrays."""
 
 
 class Health(NamedTuple):
@@ -37,12 +41,20 @@ class Method:
     Attributes:
       name: the transform.
       reached: the step of the last scheduled change of masks, or None without an end.
-      forward: ``(weight, mask, step) -> weight`` that the loss sees, or None for the weight itself.
+      forward: what the loss sees of a weight, or None for the weight itself.
+      export: the mask with which a weight is exported, or None for the stored mask.
     """
 
     name: str
     reached: int | None = None
-    forward: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+    forward: Look | None = None
+    export: Look | None = None
+
+
+def no_news(leaves: int, changed: int) -> Health:
+    """Return the health of a number of prunable parameters at the start."""
+    zeros = jnp.zeros((leaves,), jnp.int32)
+    return Health(jnp.asarray(changed, jnp.int32), zeros, zeros)
 
 
 class State(NamedTuple):
@@ -68,8 +80,7 @@ def find_states(opt_state: Any) -> list[State]:
     Raises:
       ValueError: there is none.
     """
-    is_state = lambda node: isinstance(node, State)
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, State))
     states = [node for node in nodes if isinstance(node, State)]
     if not states:
         raise ValueError(
@@ -108,7 +119,9 @@ def get_masks(opt_state: Any) -> Tree:
     trees = [
         jax.tree.map(unpack, state.masks, is_leaf=is_packed) for state in find_states(opt_state)
     ]
-    absent = lambda node: isinstance(node, optax.MaskedNode)
+
+    def absent(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
 
     def first(*nodes: Any) -> Any:
         return next((node for node in nodes if not absent(node)), nodes[0])

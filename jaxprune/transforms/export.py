@@ -1,6 +1,7 @@
 """From the stored parameters to those that the loss sees, or that are exported; health checks."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from jaxprune._core import paths
 from jaxprune.masks import apply_masks
-from jaxprune.transforms._state import State, find_states, get_masks, stored_masks
+from jaxprune.transforms._state import Look, State, find_states, stored_masks
 from jaxprune.types import Tree
 
 
@@ -51,18 +52,21 @@ def _through(state: State, params: Tree) -> Tree:
     forward = state.method.forward
     assert forward is not None
     weights, masks = paths.flatten(params), stored_masks(state)
-    seen = {p: _straight_through(forward)(weights[p], m, state.step) for p, m in masks.items()}
+    see = _straight_through(forward)
+    seen = {path: see(path, weights[path], mask, state.step) for path, mask in masks.items()}
     return paths.refill(params, seen, lambda path, leaf: leaf)
 
 
-def _straight_through(forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    @jax.custom_jvp
-    def see(weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
-        return forward(weight, mask, step)
+def _straight_through(forward: Look) -> Look:
+    """Give a function of a weight the identity as its tangent."""
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def see(path: str, weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
+        return forward(path, weight, mask, step)
 
     @see.defjvp
-    def see_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        return see(*primals), tangents[0]
+    def see_jvp(path: str, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        return forward(path, *primals), tangents[0]
 
     return see
 
@@ -91,7 +95,17 @@ def final_params(params: Tree, opt_state: Any) -> Tree:
       >>> jaxprune.final_params(average, opt_state)["kernel"].tolist()
       [[0.0, 0.5]]
     """
-    return apply_masks(params, get_masks(opt_state))
+    for state in find_states(opt_state):
+        params = apply_masks(params, _export_masks(state, params))
+    return params
+
+
+def _export_masks(state: State, params: Tree) -> dict[str, jax.Array]:
+    masks, export = stored_masks(state), state.method.export
+    if export is None:
+        return masks
+    weights = paths.flatten(params)
+    return {path: export(path, weights[path], m, state.step) for path, m in masks.items()}
 
 
 def value_and_grad(
@@ -114,7 +128,8 @@ def value_and_grad(
       >>> import optax
       >>> params = {"kernel": jnp.array([[3.0]])}
       >>> opt_state = jaxprune.gradual(optax.sgd(0.1), 0.0).init(params)
-      >>> loss, grads = jaxprune.value_and_grad(lambda p: (p["kernel"] ** 2).sum())(params, opt_state)
+      >>> differentiate = jaxprune.value_and_grad(lambda p: (p["kernel"] ** 2).sum())
+      >>> loss, grads = differentiate(params, opt_state)
       >>> float(loss), grads["kernel"].tolist()
       (9.0, [[6.0]])
     """
@@ -171,8 +186,8 @@ def check(params: Tree, opt_state: Any) -> Report:
       >>> tx = optax.chain(jaxprune.gradual(optax.sgd(0.1), 0.5), optax.scale(0.5))
       >>> updates, opt_state = tx.update(params, tx.init(params), params)
       >>> params = optax.apply_updates(params, updates)
-      >>> print(jaxprune.check(params, opt_state).problems[0])
-      'kernel': 1 pruned weights are not zero. An optax link after the jaxprune transform, or around it, changes its updates: put the transform last, or mask with jaxprune.final_params.
+      >>> print(jaxprune.check(params, opt_state).problems[0][:43])
+      'kernel': 1 pruned weights are not zero. An
     """
     weights = paths.flatten(params)
     problems: list[str] = []
@@ -212,6 +227,6 @@ def _schedule_problems(state: State) -> list[str]:
         return []
     return [
         f"{state.method.name}: training stopped after {calls} steps, before the schedule's end at "
-        f"step {reached}: its final sparsity was not reached. Reaching it takes {reached + 1} calls "
-        "of update."
+        f"step {reached}: its final sparsity was not reached. Reaching it takes {reached + 1} "
+        "calls of update."
     ]

@@ -18,10 +18,18 @@ from jaxprune._core.select import refuse_nan, shards_of
 from jaxprune.masks import Counts, MaskRule, Patterns, check_target, describe
 from jaxprune.patterns import Unstructured
 from jaxprune.scores import magnitude
-from jaxprune.transforms._base import Leaves, Moment, Recipe, wrap
+from jaxprune.transforms._base import (
+    Leaves,
+    Moment,
+    Recipe,
+    dense_gradients,
+    everything,
+    masked_gradients,
+    wrap,
+)
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable, as_period
-from jaxprune.types import Allocation, Score, Shapes
+from jaxprune.types import Allocation, Score, Shapes, Tree
 
 
 def gradual(
@@ -80,16 +88,16 @@ def gradual(
       >>> import optax
       >>> params = {"kernel": jnp.array([[4.0, 3.0], [2.0, 1.0]])}
       >>> schedule = jaxprune.schedules.cubic(0.0, 0.5, begin=0, end=2)
-      >>> tx = jaxprune.gradual(optax.sgd(0.1), schedule)
+      >>> tx = jaxprune.gradual(optax.sgd(0.5), schedule)
       >>> opt_state = tx.init(params)
       >>> for _ in range(3):
       ...     grads = {"kernel": jnp.ones((2, 2))}
       ...     updates, opt_state = tx.update(grads, opt_state, params)
       ...     params = optax.apply_updates(params, updates)
-      ...     print(params["kernel"].round(1).ravel())
-      [3.9 2.9 1.9 0.9]
-      [3.8 2.8 0.  0. ]
-      [3.7 2.7 0.  0. ]
+      ...     print(params["kernel"].ravel())
+      [3.5 2.5 1.5 0.5]
+      [3. 2. 0. 0.]
+      [2.5 1.5 0.  0. ]
 
     Reference:
       Zhu and Gupta, To prune, or not to prune, arXiv:1710.01878.
@@ -98,15 +106,16 @@ def gradual(
     rule = MaskRule(pattern, allocation, dict(layers or {}))
     budget = _Budget(rule, plan, dict(shapes) if shapes is not None else None)
 
-    def init_masks(weights: Leaves) -> Leaves:
+    def init(weights: Leaves) -> tuple[Leaves, Tree]:
         rule.check({path: weight.shape for path, weight in weights.items()})
-        return {path: (w == w) | (w != w) for path, w in weights.items()}  # keeps the sharding
+        return {path: everything(weight) for path, weight in weights.items()}, ()
 
-    def new_masks(moment: Moment) -> Leaves:
-        scores = paths.flatten(score(moment.params, moment.grads))
+    def change(moment: Moment) -> tuple[Leaves, Tree]:
+        fill = moment.fill
+        scores = paths.flatten(score(fill(moment.weights), fill(moment.grads)))
         refuse_nan(scores)
         nested = {p: jnp.where(m, scores[p], _lowest(scores[p])) for p, m in moment.masks.items()}
-        return rule.masks(nested, budget.counts(scores, moment))
+        return rule.masks(nested, budget.counts(scores, moment)), ()
 
     text = f"gradual|{plan}|{describe(score)}|{rule.describe()}|{mask_gradients}"
     recipe = Recipe(
@@ -114,9 +123,9 @@ def gradual(
         text=text,
         where=where,
         timetable=plan.timetable,
-        init_masks=init_masks,
-        new_masks=new_masks,
-        mask_gradients=mask_gradients,
+        init=init,
+        change=change,
+        gradients=masked_gradients if mask_gradients else dense_gradients,
         packed=packed,
         axis_names=axis_names,
     )
@@ -183,15 +192,19 @@ class _Budget:
         if self.plan.values is None:
             self._check_traceable()
             return self.rule.counts(shapes, self.plan.traced(moment.step))
-        index = jnp.minimum(moment.index, np.int32(len(self.plan.values) - 1))
-        return jax.tree.map(lambda rows: jnp.asarray(rows)[index], self.table(tuple(shapes.items())))
+        index = jnp.minimum(moment.turn, np.int32(len(self.plan.values) - 1))
+        return jax.tree.map(
+            lambda rows: jnp.asarray(rows)[index], self.table(tuple(shapes.items()))
+        )
 
     def _table(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Counts:
         rows = [
             self.rule.counts(dict(shapes), value, final=self.plan.final)
             for value in self.plan.values or []
         ]
-        return jax.tree.map(lambda *units: np.stack([np.asarray(u, np.int32) for u in units]), *rows)
+        return jax.tree.map(
+            lambda *units: np.stack([np.asarray(u, np.int32) for u in units]), *rows
+        )
 
     def _shapes(self, scores: Leaves) -> dict[str, tuple[int, ...]]:
         """Return the global shapes, which inside ``shard_map`` are not those of the arrays."""

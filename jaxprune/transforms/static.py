@@ -1,11 +1,17 @@
 """Training with fixed masks: fine-tune a pruned model."""
 
-import jax.numpy as jnp
 import optax
 
-from jaxprune._core import paths
 from jaxprune.masks import check_masks, mask_leaves
-from jaxprune.transforms._base import Leaves, Moment, Recipe, wrap
+from jaxprune.transforms._base import (
+    Leaves,
+    Moment,
+    Recipe,
+    dense_gradients,
+    everything,
+    masked_gradients,
+    wrap,
+)
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable
 from jaxprune.types import Tree
@@ -53,24 +59,23 @@ def static(
     fixed = mask_leaves(masks)
     check_masks(fixed, fixed)
 
-    def init_masks(weights: Leaves) -> Leaves:
+    def init(weights: Leaves) -> tuple[Leaves, Tree]:
         check_masks(weights, fixed)
-        # A condition on the weight that is always true gives the mask the weight's sharding.
-        return {path: fixed[path] & ((w == w) | (w != w)) for path, w in weights.items()}
+        return {path: fixed[path] & everything(w) for path, w in weights.items()}, ()
 
     recipe = Recipe(
         method=Method("static"),
         text=f"static|{mask_gradients}",
         where=lambda path, leaf: path in fixed,
         timetable=Timetable(begin=-1, every=1, end=-1),
-        init_masks=init_masks,
-        new_masks=_never,
-        mask_gradients=mask_gradients,
+        init=init,
+        change=_never,
+        gradients=masked_gradients if mask_gradients else dense_gradients,
         packed=packed,
         starts_changed=True,
     )
     return wrap(inner, recipe)
 
 
-def _never(moment: Moment) -> Leaves:
-    return moment.masks
+def _never(moment: Moment) -> tuple[Leaves, Tree]:
+    return moment.masks, moment.extra

@@ -90,8 +90,9 @@ def test_bad_rules_are_refused(rules: Any, of: Any, text: str):
 
 
 def test_a_rule_must_be_a_number():
+    rules: Any = {"a": "0.5"}
     with pytest.raises(TypeError) as error:
-        allocation.per_layer({"a": "0.5"})  # pyright: ignore[reportArgumentType]
+        allocation.per_layer(rules)
     assert (
         str(error.value) == f"rules['a'] must be a number in [0, 1), got '0.5' of type str. {SHARE}"
     )

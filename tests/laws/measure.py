@@ -21,8 +21,8 @@ def compilations() -> Iterator[list[str]]:
     """Collect one entry for each program that is compiled inside the block."""
     found: list[str] = []
 
-    def listen(event: str, duration: float, **kwargs: Any) -> None:
-        del duration, kwargs
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+        del duration_secs, kwargs
         if event.endswith("backend_compile_duration"):
             found.append(event)
 

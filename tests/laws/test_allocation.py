@@ -1,5 +1,6 @@
 """What holds for every allocation."""
 
+import itertools
 import math
 
 import pytest
@@ -56,7 +57,7 @@ def test_nothing_is_pruned_at_sparsity_0(row: Row):
 @unranked
 def test_no_layer_gains_when_the_sparsity_rises(row: Row):
     found = [row.make()(SHAPES, sparsity) for sparsity in SPARSITIES]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert all(after[path] <= before[path] + 1e-12 for path in SHAPES)
 
 

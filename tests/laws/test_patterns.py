@@ -1,5 +1,6 @@
 """What holds for every pattern."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ def test_units_fall_with_the_density_and_never_to_nothing(row: Row, shape: tuple
 def test_masks_nest_as_the_density_falls(row: Row, shape: tuple[int, ...], key: jax.Array):
     pattern, scores = row.make(), draw(key, shape)
     masks = [pattern.mask(scores, pattern.units(shape, density)) for density in DENSITIES]
-    for wide, narrow in zip(masks, masks[1:], strict=False):
+    for wide, narrow in itertools.pairwise(masks):
         assert not bool((narrow & ~wide).any())
 
 
@@ -193,4 +194,4 @@ def test_a_sharded_mask_is_the_same_and_needs_scalars_only(
 def test_it_is_a_value(row: Row):
     pattern = row.make()
     assert hash(pattern) == hash(row.make())
-    assert eval(repr(pattern), vars(patterns)) == pattern == row.make()
+    assert eval(repr(pattern), dict(vars(patterns))) == pattern == row.make()

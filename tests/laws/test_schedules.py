@@ -92,14 +92,14 @@ def test_it_is_an_optax_schedule(row: Row):
     state = tx.init(jnp.float32(0.0))
     for step in STEPS:
         update, state = tx.update(jnp.float32(1.0), state)
-        np.testing.assert_allclose(update, schedule.at(step), rtol=0, atol=2e-7)
+        assert float(jnp.asarray(update)) == pytest.approx(schedule.at(step), rel=0, abs=2e-7)
 
 
 @every
 def test_it_is_a_value(row: Row):
     schedule = row.make()
     assert hash(schedule) == hash(row.make())
-    assert eval(repr(schedule), vars(schedules)) == schedule == row.make()
+    assert eval(repr(schedule), dict(vars(schedules))) == schedule == row.make()
 
 
 @every
