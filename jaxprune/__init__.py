@@ -19,5 +19,11 @@ from jaxprune.transforms import final_params as final_params
 from jaxprune.transforms import forward_params as forward_params
 from jaxprune.transforms import get_masks as get_masks
 from jaxprune.transforms import gradual as gradual
+from jaxprune.transforms import mdgf_exponential as mdgf_exponential
+from jaxprune.transforms import mdgf_linear as mdgf_linear
+from jaxprune.transforms import sdgf_geometric as sdgf_geometric
+from jaxprune.transforms import sdgf_stepwise as sdgf_stepwise
+from jaxprune.transforms import sr_ste as sr_ste
 from jaxprune.transforms import static as static
+from jaxprune.transforms import ste as ste
 from jaxprune.transforms import value_and_grad as value_and_grad

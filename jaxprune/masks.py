@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -14,7 +15,7 @@ from jaxprune import allocation as allocations
 from jaxprune._core import paths
 from jaxprune._core.packing import is_packed, unpack
 from jaxprune._core.prunable import Where, default_where, select
-from jaxprune._core.select import count_words, global_top_k_mask, refuse_nan, top_k_mask
+from jaxprune._core.select import count_words, global_top_k_mask, refuse_nan
 from jaxprune.patterns import Unstructured
 from jaxprune.schedules import as_sparsity
 from jaxprune.scores import magnitude
@@ -100,8 +101,7 @@ class MaskRule:
             it there, in proportion.
         """
         if isinstance(self.allocation, allocations.Global):
-            floors = {path: self._floor(math.prod(shape)) for path, shape in shapes.items()}
-            return floors | {_WHOLE: self._ranked_count(shapes, sparsity)}
+            return self._floors(shapes) | {_WHOLE: self._ranked_count(shapes, sparsity)}
         each = {
             name: self._one_layer(path, shape)
             for path, shape in shapes.items()
@@ -138,9 +138,8 @@ class MaskRule:
         return [path] if axis is None else [f"{path}[{i}]" for i in range(shape[axis])]
 
     def _ranked_count(self, shapes: Shapes, sparsity: Any) -> Any:
-        sizes = [math.prod(shape) for shape in shapes.values()]
-        floors = sum(self._floor(size) for size in sizes)
-        total = sum(sizes)
+        floors = sum(int(np.sum(floor)) for floor in self._floors(shapes).values())
+        total = sum(math.prod(shape) for shape in shapes.values())
         if not isinstance(sparsity, float | int):
             return jnp.maximum(jnp.round(total * (1.0 - sparsity)).astype(jnp.int32), floors)
         kept = round(total * (1.0 - sparsity))
@@ -151,9 +150,15 @@ class MaskRule:
             )
         return count_words(kept)
 
-    def _floor(self, size: int) -> int:
+    def _floors(self, shapes: Shapes) -> Counts:
+        """Return what each weight, or each layer that it stacks, keeps whatever its scores."""
         assert isinstance(self.allocation, allocations.Global)
-        return self.allocation.floor(size)
+        floors: Counts = {}
+        for path, shape in shapes.items():
+            floor = self.allocation.floor(math.prod(self._one_layer(path, shape)))
+            axis = self.layer_axis(path, shape)
+            floors[path] = floor if axis is None else _stack([floor] * shape[axis])
+        return floors
 
     def masks(self, scores: dict[str, jax.Array], counts: Counts) -> dict[str, jax.Array]:
         """Return the masks that keep the given number of units of each parameter."""
@@ -172,16 +177,21 @@ class MaskRule:
         if self.allocation.min_kept or self.allocation.min_density:
             # What the floor keeps outranks everything, so that the total stays exact.
             scores = {
-                path: jnp.where(top_k_mask(leaf, counts[path]), jnp.full_like(leaf, jnp.inf), leaf)
+                path: jnp.where(
+                    self._mask(path, leaf, counts[path]), jnp.full_like(leaf, jnp.inf), leaf
+                )
                 for path, leaf in scores.items()
             }
-        return global_top_k_mask(scores, counts[_WHOLE])
+        # A dict would be sorted by path, and ties go to the earlier leaf of the tree.
+        return dict(global_top_k_mask(OrderedDict(scores), counts[_WHOLE]))
 
 
 def describe(function: Any) -> str:
     """Return a name for a function or value that is the same in another process."""
     name = getattr(function, "__qualname__", None)
-    return f"{function.__module__}.{name}" if name is not None else repr(function)
+    if name is not None:
+        return f"{function.__module__}.{name}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(function))  # an address is new in every process
 
 
 def _stack(units: list[Any]) -> Any:
@@ -197,7 +207,8 @@ def _largest_remainders(densities: Mapping[str, float], shapes: Shapes) -> dict[
     # A density can miss the integer that it stands for by a rounding error of float64.
     kept = {path: math.floor(value + 1e-9 * sizes[path]) for path, value in wanted.items()}
     kept = {path: max(count, int(densities[path] > 0.0)) for path, count in kept.items()}
-    left = round(sum(wanted.values())) - sum(kept.values())
+    # The sum can miss a half, which is rounded to even, by an error of float64 as well.
+    left = round(round(math.fsum(wanted.values()), 4)) - sum(kept.values())
     by_rest = sorted(kept, key=lambda path: kept[path] - wanted[path])
     for path in by_rest[: max(left, 0)]:
         kept[path] += 1

@@ -1,6 +1,6 @@
 """Exact selection by counting digits: the same masks as the search, in fewer reads on a GPU.
 
-The image of a score (`select.ordered_bits`) is resolved 11 bits at a time from the top: one read
+The image of a score (`images`) is resolved 11 bits at a time from the top: one read
 counts, for every value of the next digit, the entries that share the digits found so far. Three
 reads find the threshold of float32 scores, two that of bfloat16; one more writes the mask. The
 counts are kept per chunk of the array, so that the place of the last tied entry that is kept is
@@ -11,7 +11,6 @@ The counting is a Pallas kernel (`select_gpu_kernel`) for NVIDIA Hopper GPUs. It
 """
 
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,12 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import custom_batching, lax
 
-from jaxprune._core.select import _as_count as as_count
-from jaxprune._core.select import _at_least as at_least
-from jaxprune._core.select import _carry as carry
-from jaxprune._core.select import _Count as Count
-from jaxprune._core.select import _to_int as to_int
-from jaxprune._core.select import ordered_bits
+from jaxprune._core import counts, meshes
+from jaxprune._core.counts import Count
+from jaxprune._core.images import ordered_bits
 
 _BITS = 11
 _BINS = 1 << _BITS
@@ -71,10 +67,10 @@ def count_digits(array: jax.Array, query: jax.Array, chunks: _Chunks) -> jax.Arr
     """
     digit = (ordered_bits(array).astype(jnp.uint32) >> query[0]) ^ query[1]
     chunk = lax.iota(jnp.int32, array.size) // chunks.entries
-    counts = jnp.zeros((chunks.number, _BINS), jnp.int32)
+    zeros = jnp.zeros((chunks.number, _BINS), jnp.int32)
     inside = digit < _BINS
     slot = jnp.where(inside, digit, jnp.uint32(0)).astype(jnp.int32)
-    return counts.at[chunk, slot].add(inside.astype(jnp.int32))
+    return zeros.at[chunk, slot].add(inside.astype(jnp.int32))
 
 
 def count_digits_gpu(array: jax.Array, query: jax.Array, chunks: _Chunks) -> jax.Array:
@@ -82,14 +78,15 @@ def count_digits_gpu(array: jax.Array, query: jax.Array, chunks: _Chunks) -> jax
     from jaxprune._core import select_gpu_kernel  # Pallas for GPUs is not on every machine
 
     rest = array.size % chunks.tile
-    tail = array[array.size - rest :]
-    tail_counts = count_digits(tail, query, chunks._replace(number=1))
+    tail = count_digits(array[array.size - rest :], query, chunks._replace(number=1))
     if rest == array.size:
-        return tail_counts
-    counts = select_gpu_kernel.digit_counts(
+        return tail
+    table = select_gpu_kernel.digit_counts(
         array, query, tile=chunks.tile, per_block=chunks.tiles, bins=_BINS
     )
-    return counts.at[-1].add(tail_counts[0]) if rest else counts
+    # Added by `where`: XLA 0.11 fails to compile an update in place of what the kernel returns.
+    last = lax.broadcasted_iota(jnp.int32, table.shape, 0) == chunks.number - 1
+    return table + jnp.where(last, tail, jnp.zeros_like(tail)) if rest else table
 
 
 def _digits(width: int) -> Iterator[tuple[int, int]]:
@@ -100,11 +97,11 @@ def _digits(width: int) -> Iterator[tuple[int, int]]:
         yield width, bits
 
 
-def _locate(counts: Count, wanted: Count) -> tuple[jax.Array, Count]:
+def _locate(each: Count, wanted: Count) -> tuple[jax.Array, Count]:
     """Return the first place whose running count reaches ``wanted``, and the count before it."""
     # A sum of 2**11 low words stays below 2**27, so that the words can be summed apart.
-    running = carry(jnp.cumsum(counts.high), jnp.cumsum(counts.low))
-    place = jnp.sum(~at_least(running, wanted), dtype=jnp.int32)
+    running = counts.carry(jnp.cumsum(each.high), jnp.cumsum(each.low))
+    place = jnp.sum(~counts.at_least(running, wanted), dtype=jnp.int32)
     before = [jnp.where(place > 0, word[jnp.maximum(place - 1, 0)], 0) for word in running]
     return place, Count(*before)
 
@@ -129,24 +126,24 @@ def _threshold(
         total = _added(tables, mesh_axes)
         downwards = Count(total.high[::-1], total.low[::-1])
         place, above = _locate(downwards, wanted)
-        wanted = carry(wanted.high - above.high, wanted.low - above.low)
+        wanted = counts.minus(wanted, above)
         place = (1 << bits) - 1 - place
         found = (found << bits) | place.astype(jnp.uint32)
     return _Threshold(found, wanted, [table[:, place] for table in tables])
 
 
 def _added(tables: Sequence[jax.Array], mesh_axes: Sequence[tuple[str, ...]]) -> Count:
-    total = Count(jnp.int32(0), jnp.int32(0))
+    total = counts.as_count(0)
     for table, names in zip(tables, mesh_axes, strict=True):
-        counts = jnp.sum(table, axis=0, dtype=jnp.int32)
-        counts = lax.psum(counts, names) if names else counts
-        total = carry(total.high + (counts >> 16), total.low + (counts & 0xFFFF))
+        found = jnp.sum(table, axis=0, dtype=jnp.int32)
+        found = lax.psum(found, names) if names else found
+        total = counts.plus(total, counts.as_count(found))
     return total
 
 
 def _on_lower_shards(found: jax.Array, names: tuple[str, ...]) -> jax.Array:
     """Return the sum of ``found`` over the shards before this one."""
-    here = lax.iota(jnp.int32, math.prod(lax.axis_size(name) for name in names))
+    here = lax.iota(jnp.int32, meshes.shards(names))
     index = lax.axis_index(names)
     everywhere = lax.psum(jnp.where(here == index, found, 0), names)
     return jnp.sum(jnp.where(here < index, everywhere, 0), dtype=jnp.int32)
@@ -155,14 +152,14 @@ def _on_lower_shards(found: jax.Array, names: tuple[str, ...]) -> jax.Array:
 def _last_kept(array: jax.Array, image: jax.Array, ties: jax.Array, wanted: jax.Array) -> jax.Array:
     """Return the place of the ``wanted``-th entry that equals ``image``, -1 for none."""
     chunks = _cut(array)
-    chunk, before = _locate(as_count(ties), as_count(wanted))
+    chunk, before = _locate(counts.as_count(ties), counts.as_count(wanted))
     size = min(chunks.entries, array.size)
     start = chunk * chunks.entries
     first = jnp.minimum(start, array.size - size)  # the last chunk may be short
     places = first + lax.iota(jnp.int32, size)
     images = ordered_bits(lax.dynamic_slice(array, (first,), (size,)))
     tied = (images == image.astype(images.dtype)) & (places >= start)
-    place = jnp.sum(jnp.cumsum(tied.astype(jnp.int32)) < wanted - to_int(before), dtype=jnp.int32)
+    place = jnp.sum(jnp.cumsum(tied.astype(jnp.int32)) < wanted - counts.to_int(before), dtype=jnp.int32)
     return jnp.where(wanted > 0, first + place, -1)
 
 
@@ -185,28 +182,23 @@ def masks(
       Boolean arrays of the shapes of ``scores``.
     """
     arrays = [x.reshape(-1) for x in scores]
-    some = at_least(k, as_count(1))
-    one = Count(jnp.where(some, k.high, 0), jnp.where(some, k.low, 1))
-    found = _threshold(arrays, one, mesh_axes, count)
+    one = counts.as_count(1)
+    some = counts.at_least(k, one)
+    found = _threshold(arrays, counts.where(some, k, one), mesh_axes, count)
     wanted = found.wanted
     result = []
     for x, flat, ties, names in zip(scores, arrays, found.ties, mesh_axes, strict=True):
         here = jnp.sum(ties, dtype=jnp.int32)
         lower = _on_lower_shards(here, names) if names else jnp.int32(0)
         all_ties = lax.psum(here, names) if names else here
-        kept = _between(carry(wanted.high - (lower >> 16), wanted.low - (lower & 0xFFFF)), here)
+        kept = counts.between(counts.minus(wanted, counts.as_count(lower)), here)
         last = _last_kept(flat, found.image, ties, kept)
         image = ordered_bits(flat)
         threshold = found.image.astype(image.dtype)
         tied = (image == threshold) & (lax.iota(jnp.int32, flat.size) <= last)
         result.append((((image > threshold) | tied) & some).reshape(x.shape))
-        wanted = carry(wanted.high - (all_ties >> 16), wanted.low - (all_ties & 0xFFFF))
+        wanted = counts.minus(wanted, counts.as_count(all_ties))
     return tuple(result)
-
-
-def _between(count: Count, most: jax.Array) -> jax.Array:
-    """Return the count clipped to [0, most], as int32."""
-    return jnp.where(at_least(count, as_count(most)), most, jnp.maximum(to_int(count), 0))
 
 
 def choose(
@@ -233,7 +225,6 @@ def choose(
         out = jax.vmap(search, in_axes=tuple(axes), axis_size=size)(*args)
         return out, jax.tree.map(lambda _: True, out)
 
-    scores = tuple(lax.stop_gradient(x) for x in scores)
     return lax.platform_dependent(scores, k, cuda=kernel, default=search)
 
 

@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith
 
-from jaxprune._core.select import ordered_bits
+from jaxprune._core.images import ordered_bits
 
 # Lanes of a warp that meet in one counter wait for each other. Lanes count in different copies,
 # and the gap puts the copies of a counter in different banks.

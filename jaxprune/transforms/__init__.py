@@ -1,13 +1,29 @@
 """Sparse training: optax transforms that wrap an optimizer."""
 
+from jaxprune.transforms import moments as moments
 from jaxprune.transforms._state import Health as Health
 from jaxprune.transforms._state import Method as Method
 from jaxprune.transforms._state import State as State
 from jaxprune.transforms._state import get_masks as get_masks
+from jaxprune.transforms._timetable import Timetable as Timetable
 from jaxprune.transforms.export import Report as Report
 from jaxprune.transforms.export import check as check
 from jaxprune.transforms.export import final_params as final_params
 from jaxprune.transforms.export import forward_params as forward_params
 from jaxprune.transforms.export import value_and_grad as value_and_grad
 from jaxprune.transforms.gradual import gradual as gradual
+from jaxprune.transforms.nm import sr_ste as sr_ste
+from jaxprune.transforms.nm import ste as ste
+from jaxprune.transforms.progressive import mdgf_exponential as mdgf_exponential
+from jaxprune.transforms.progressive import mdgf_linear as mdgf_linear
+from jaxprune.transforms.progressive import sdgf_geometric as sdgf_geometric
+from jaxprune.transforms.progressive import sdgf_stepwise as sdgf_stepwise
+from jaxprune.transforms.recipe import Moment as Moment
+from jaxprune.transforms.recipe import Recipe as Recipe
+from jaxprune.transforms.recipe import dense_gradients as dense_gradients
+from jaxprune.transforms.recipe import everything as everything
+from jaxprune.transforms.recipe import land_on_zero as land_on_zero
+from jaxprune.transforms.recipe import masked_gradients as masked_gradients
+from jaxprune.transforms.recipe import stay_dense as stay_dense
+from jaxprune.transforms.recipe import wrap as wrap
 from jaxprune.transforms.static import static as static

@@ -1,6 +1,7 @@
 """What a transform keeps between steps, and how it is found in any optimizer state."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -53,8 +54,9 @@ class Method:
 
 def no_news(leaves: int, changed: int) -> Health:
     """Return the health of a number of prunable parameters at the start."""
-    zeros = jnp.zeros((leaves,), jnp.int32)
-    return Health(jnp.asarray(changed, jnp.int32), zeros, zeros)
+    # Two arrays, not one twice: a donated state may not hold a buffer two times.
+    came_back, nonfinite = (jnp.zeros((leaves,), jnp.int32) for _ in range(2))
+    return Health(jnp.asarray(changed, jnp.int32), came_back, nonfinite)
 
 
 class State(NamedTuple):
@@ -119,14 +121,21 @@ def get_masks(opt_state: Any) -> Tree:
     trees = [
         jax.tree.map(unpack, state.masks, is_leaf=is_packed) for state in find_states(opt_state)
     ]
+    return functools.reduce(_merged, trees)
 
-    def absent(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
 
-    def first(*nodes: Any) -> Any:
-        return next((node for node in nodes if not absent(node)), nodes[0])
+def _merged(first: Tree, second: Tree) -> Tree:
+    """Fill the places of ``first`` that hold no mask from ``second``, where either may be cut off.
 
-    return jax.tree.map(first, *trees, is_leaf=absent)
+    ``optax.multi_transform`` with labels for whole branches leaves one ``MaskedNode`` for a branch.
+    """
+    if isinstance(first, optax.MaskedNode):
+        return second
+    if isinstance(second, optax.MaskedNode) or jax.tree_util.all_leaves([first]):
+        return first
+    children, treedef = jax.tree.flatten(first, is_leaf=lambda node: node is not first)
+    others = treedef.flatten_up_to(second)
+    return treedef.unflatten([_merged(a, b) for a, b in zip(children, others, strict=True)])
 
 
 def stored_masks(state: State) -> dict[str, jax.Array]:

@@ -74,8 +74,11 @@ def gate(flag: jax.Array, changed: Any, kept: Any) -> Any:
     """Return ``changed()`` where flag is True, else ``kept``, and compute it only then.
 
     Under ``vmap`` (over seeds, say) a ``lax.cond`` becomes a select that always computes; the
-    flag is therefore reduced over the batch first, and the select happens inside.
+    flag is therefore reduced over the batch first, and the select happens inside. Outside jit the
+    flag is known, and errors that depend on values can be raised.
     """
+    if not isinstance(flag, jax.core.Tracer):
+        return changed() if bool(flag) else kept
 
     def select() -> Any:
         return jax.tree.map(lambda new, old: jnp.where(flag, new, old), changed(), kept)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._core import paths
-from jaxprune.masks import apply_masks
+from jaxprune.masks import apply_masks, check_masks
 from jaxprune.transforms._state import Look, State, find_states, stored_masks
 from jaxprune.types import Tree
 
@@ -193,6 +193,7 @@ def check(params: Tree, opt_state: Any) -> Report:
     problems: list[str] = []
     for state in find_states(opt_state):
         masks = stored_masks(state)
+        check_masks(weights, masks)
         for index, (path, mask) in enumerate(masks.items()):
             problems += _leaf_problems(path, weights[path], mask, state, index)
         problems += _schedule_problems(state)
@@ -202,10 +203,10 @@ def check(params: Tree, opt_state: Any) -> Report:
 def _leaf_problems(
     path: str, weight: jax.Array, mask: jax.Array, state: State, index: int
 ) -> list[str]:
-    started = int(np.max(state.step)) > 0
-    back = int(jnp.sum(~mask & (weight != 0), dtype=jnp.int32)) if started else 0
-    back = max(back, int(np.max(state.health.came_back[..., index])))
-    wild = int(np.max(state.health.nonfinite[..., index]))
+    started = int(np.max(state.step)) > 0 and state.method.forward is None
+    now = ~mask & (weight != 0) if started else jnp.zeros_like(mask)
+    back = max(_count(now), int(np.max(state.health.came_back[..., index])))
+    wild = max(_count(now & ~jnp.isfinite(weight)), int(np.max(state.health.nonfinite[..., index])))
     found = []
     if wild:
         found.append(
@@ -219,6 +220,10 @@ def _leaf_problems(
             "jaxprune.final_params."
         )
     return found
+
+
+def _count(flags: jax.Array) -> int:
+    return int(jnp.sum(flags, dtype=jnp.int32))
 
 
 def _schedule_problems(state: State) -> list[str]:

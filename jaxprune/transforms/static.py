@@ -1,9 +1,15 @@
 """Training with fixed masks: fine-tune a pruned model."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import optax
 
+from jaxprune._core import paths
 from jaxprune.masks import check_masks, mask_leaves
-from jaxprune.transforms._base import (
+from jaxprune.transforms._state import Method
+from jaxprune.transforms._timetable import Timetable
+from jaxprune.transforms.recipe import (
     Leaves,
     Moment,
     Recipe,
@@ -12,8 +18,6 @@ from jaxprune.transforms._base import (
     masked_gradients,
     wrap,
 )
-from jaxprune.transforms._state import Method
-from jaxprune.transforms._timetable import Timetable
 from jaxprune.types import Tree
 
 
@@ -58,9 +62,13 @@ def static(
     """
     fixed = mask_leaves(masks)
     check_masks(fixed, fixed)
+    if not fixed:
+        raise ValueError(
+            "masks holds no mask: nothing would be pruned. Make masks with jaxprune.make_masks or "
+            "jaxprune.prune."
+        )
 
     def init(weights: Leaves) -> tuple[Leaves, Tree]:
-        check_masks(weights, fixed)
         return {path: fixed[path] & everything(w) for path, w in weights.items()}, ()
 
     recipe = Recipe(
@@ -74,7 +82,25 @@ def static(
         packed=packed,
         starts_changed=True,
     )
-    return wrap(inner, recipe)
+    tx = wrap(inner, recipe)
+
+    def init_checked(params: Tree) -> Any:
+        weights = paths.flatten(params)
+        if weights:  # optax.tree_map_params initialises on an empty tree
+            check_masks(weights, fixed)
+            _check_floating(weights, fixed)
+        return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init_checked, tx.update)
+
+
+def _check_floating(weights: Leaves, fixed: Leaves) -> None:
+    for path in fixed:
+        if not jnp.issubdtype(weights[path].dtype, jnp.floating):
+            raise TypeError(
+                f"masks has an entry for {path!r} of dtype {weights[path].dtype}: only "
+                "floating-point parameters can be pruned. Leave it out of masks."
+            )
 
 
 def _never(moment: Moment) -> tuple[Leaves, Tree]:

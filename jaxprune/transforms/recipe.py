@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._core import paths
+from jaxprune._core.meshes import split_over, sum_over_shards
 from jaxprune._core.packing import check_packable, is_packed, pack
 from jaxprune._core.prunable import Where, select
-from jaxprune._core.select import split_over
 from jaxprune.transforms._copies import copied_leaves, zero_copies
 from jaxprune.transforms._state import (
     NEVER,
@@ -272,10 +272,11 @@ def _examined(recipe: Recipe, state: State, moment: Moment, fires: jax.Array) ->
 
     def counts() -> tuple[jax.Array, jax.Array]:
         back, wild = [], []
-        for path, mask in moment.masks.items():
-            weight = moment.weights[path]
-            back.append(jnp.sum(~mask & (weight != 0), dtype=jnp.int32))
-            wild.append(jnp.sum(~mask & ~jnp.isfinite(weight), dtype=jnp.int32))
+        with split_over(recipe.axis_names):
+            for path, mask in moment.masks.items():
+                weight = moment.weights[path]
+                back.append(sum_over_shards(~mask & (weight != 0)))
+                wild.append(sum_over_shards(~mask & ~jnp.isfinite(weight)))
         found = (jnp.stack(back), jnp.stack(wild))
         return jax.tree.map(jnp.maximum, found, seen)
 

@@ -1,0 +1,1 @@
+"""How long the library's own work takes, as ratios to what a run does anyway."""

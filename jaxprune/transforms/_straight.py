@@ -1,0 +1,123 @@
+"""What straight-through methods share: dense weights, a mask in front of the forward pass."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune._core.prunable import Where
+from jaxprune.masks import MaskRule
+from jaxprune.transforms._state import Look, Method
+from jaxprune.transforms.recipe import Leaves, Moment, Recipe, dense_gradients, stay_dense, wrap
+from jaxprune.types import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A function that is told from others by a text, so that a state's metadata can be compared."""
+
+    text: str
+    call: Look = dataclasses.field(compare=False, repr=False)
+
+    def __call__(self, path: str, weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
+        return self.call(path, weight, mask, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Straight:
+    """A straight-through method.
+
+    Attributes:
+      name: the transform.
+      text: names all its settings.
+      rule: pattern and layers; each pattern has a sparsity of its own.
+      where: which parameters are prunable.
+      present: ``(path, weight, step) -> mask`` of the forward pass at a step.
+      pruned_share: ``step -> share`` of a pruned weight that the forward pass still sees, or None
+        for none.
+      decay: strength of the pull of pruned weights to zero, added to their gradients.
+      reached: the step from which the final pattern holds, or None from the start.
+      packed: store masks as one bit a weight.
+    """
+
+    name: str
+    text: str
+    rule: MaskRule
+    where: Where
+    present: Callable[[str, jax.Array, jax.Array], jax.Array]
+    pruned_share: Callable[[jax.Array], jax.Array] | None = None
+    decay: float = 0.0
+    reached: int | None = None
+    packed: bool = False
+
+
+def final_mask(rule: MaskRule, path: str, weight: jax.Array) -> jax.Array:
+    """Return the mask of a weight by magnitude, in its pattern's own sparsity."""
+    counts = rule.counts({path: weight.shape}, rule.pattern_of(path).final_sparsity)
+    return rule.masks({path: jnp.abs(weight)}, counts)[path]
+
+
+def check_patterns(rule: MaskRule, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise if a pattern does not fit its parameter, or has no sparsity of its own."""
+    rule.check(shapes)
+    for path in shapes:
+        pattern = rule.pattern_of(path)
+        if pattern.final_sparsity is None:
+            raise ValueError(
+                f"pattern={pattern!r} of {path!r} has no sparsity of its own. "
+                "Pass NM(n, m), or {regex: NM(n, m)}."
+            )
+
+
+def train_straight_through(
+    inner: optax.GradientTransformation, method: Straight
+) -> optax.GradientTransformationExtraArgs:
+    """Return the transform of a straight-through method."""
+
+    def forward(path: str, weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
+        del mask  # that of the weights before the last update
+        kept = method.present(path, weight, step)
+        rest = jnp.zeros_like(weight)
+        if method.pruned_share is not None:
+            rest = weight * method.pruned_share(step).astype(weight.dtype)
+        return jnp.where(kept, weight, rest)
+
+    def export(path: str, weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
+        del mask, step
+        return final_mask(method.rule, path, weight)
+
+    def masks_of(weights: Leaves, step: jax.Array) -> Leaves:
+        return {path: method.present(path, weight, step) for path, weight in weights.items()}
+
+    def init(weights: Leaves) -> tuple[Leaves, Tree]:
+        check_patterns(method.rule, {path: weight.shape for path, weight in weights.items()})
+        return masks_of(weights, jnp.zeros((), jnp.int32)), ()
+
+    def change(moment: Moment) -> tuple[Leaves, Tree]:
+        return masks_of(moment.weights, moment.step), moment.extra
+
+    def pulled(moment: Moment) -> Leaves:
+        masks = masks_of(moment.weights, moment.step)
+        return {path: _pulled(method.decay, masks[path], moment, path) for path in masks}
+
+    seen, exported = _Named(method.text, forward), _Named(f"{method.text}|export", export)
+    recipe = Recipe(
+        method=Method(method.name, reached=method.reached, forward=seen, export=exported),
+        text=method.text,
+        where=method.where,
+        timetable=None,
+        init=init,
+        change=change,
+        gradients=pulled if method.decay else dense_gradients,
+        land=stay_dense,
+        packed=method.packed,
+    )
+    return wrap(inner, recipe)
+
+
+def _pulled(decay: float, mask: jax.Array, moment: Moment, path: str) -> jax.Array:
+    grad, weight = moment.grads[path], moment.weights[path]
+    pull = (weight * jnp.asarray(decay, weight.dtype)).astype(grad.dtype)
+    return jnp.where(mask, grad, grad + pull)

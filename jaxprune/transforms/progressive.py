@@ -1,0 +1,366 @@
+"""Progressive gradient flow for N:M training, in its four published variants (arXiv:2402.04744)."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune._core.prunable import Where, default_where
+from jaxprune.masks import MaskRule, Patterns
+from jaxprune.patterns import NM
+from jaxprune.transforms._straight import Straight, final_mask, train_straight_through
+from jaxprune.transforms.recipe import everything
+
+
+def mdgf_linear(
+    inner: optax.GradientTransformation,
+    pattern: Patterns,
+    *,
+    begin: int,
+    end: int,
+    decay: float | None = None,
+    where: Where = default_where,
+    layers: Mapping[str, int] | None = None,
+    packed: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Train N:M sparse weights with a mask that decays linearly (MdGf-Linear).
+
+    The loss sees ``W ⊙ (B + (1 − B) · β)``; ``B`` keeps the n largest ``|W|`` of every group and is
+    recomputed in every step, and ``β = max(0, 1 − decay · (step − begin))`` lets pruned weights
+    fade: 1 (dense) until ``begin``, 0 (N:M) from ``end`` on. Gradients pass straight through,
+    unscaled. Parameters are stored dense, as in `jaxprune.ste`.
+
+    Args:
+      inner: the optimizer to wrap.
+      pattern: as in `jaxprune.ste`.
+      begin: first step of the decay; dense before.
+      end: first step of plain N:M training, in which the masked model is fine-tuned.
+      decay: share lost per step, above 0. None reaches 0 at ``end``; the paper's 2e-4 takes 5,000
+        steps.
+      where: as in `jaxprune.make_masks`.
+      layers: as in `jaxprune.make_masks`.
+      packed: as in `jaxprune.ste`.
+
+    Returns:
+      An optax transform.
+
+    Raises:
+      ValueError: an end that is not after its begin, or as in `jaxprune.ste`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> import optax
+      >>> params = {"kernel": jnp.array([[4.0], [2.0]])}
+      >>> tx = jaxprune.mdgf_linear(optax.sgd(0.0), jaxprune.NM(1, 2), begin=0, end=2)
+      >>> opt_state = tx.init(params)
+      >>> for _ in range(3):
+      ...     print(jaxprune.forward_params(params, opt_state)["kernel"].ravel())
+      ...     updates, opt_state = tx.update(params, opt_state, params)
+      [4. 2.]
+      [4. 1.]
+      [4. 0.]
+
+    Reference:
+      Bambhaniya et al., Progressive gradient flow for robust N:M sparsity training in
+      transformers, arXiv:2402.04744.
+    """
+    window = _window(begin, end)
+    rate = 1.0 / (window.end - window.begin) if decay is None else _rate(decay)
+
+    def share(since: jax.Array) -> jax.Array:
+        return jnp.maximum(np.float32(0.0), np.float32(1.0) - np.float32(rate) * since)
+
+    masking = _Masking("mdgf_linear", pattern, where, layers, packed, f"{rate}")
+    return _decaying(inner, masking, window, share)
+
+
+def mdgf_exponential(
+    inner: optax.GradientTransformation,
+    pattern: Patterns,
+    *,
+    begin: int,
+    end: int,
+    decay: float = 2e-4,
+    where: Where = default_where,
+    layers: Mapping[str, int] | None = None,
+    packed: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Train N:M sparse weights with a mask that decays exponentially (MdGf-Exponential).
+
+    As `jaxprune.mdgf_linear` with ``β = exp(−decay · (step − begin))`` between ``begin`` and
+    ``end``, where it drops to 0: the exponential alone never gets there.
+
+    Args:
+      inner: the optimizer to wrap.
+      pattern: as in `jaxprune.ste`.
+      begin: first step of the decay; dense before.
+      end: first step of plain N:M training.
+      decay: rate per step, above 0.
+      where: as in `jaxprune.make_masks`.
+      layers: as in `jaxprune.make_masks`.
+      packed: as in `jaxprune.ste`.
+
+    Returns:
+      An optax transform.
+
+    Raises:
+      ValueError: an end that is not after its begin, or as in `jaxprune.ste`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> import optax
+      >>> params = {"kernel": jnp.array([[4.0], [2.0]])}
+      >>> tx = jaxprune.mdgf_exponential(
+      ...     optax.sgd(0.0), jaxprune.NM(1, 2), begin=0, end=2, decay=0.6931472
+      ... )
+      >>> opt_state = tx.init(params)
+      >>> for _ in range(3):
+      ...     print(jaxprune.forward_params(params, opt_state)["kernel"].ravel().round(3))
+      ...     updates, opt_state = tx.update(params, opt_state, params)
+      [4. 2.]
+      [4. 1.]
+      [4. 0.]
+
+    Reference:
+      Bambhaniya et al., Progressive gradient flow for robust N:M sparsity training in
+      transformers, arXiv:2402.04744.
+    """
+    rate = _rate(decay)
+
+    def share(since: jax.Array) -> jax.Array:
+        return jnp.exp(np.float32(-rate) * since)
+
+    masking = _Masking("mdgf_exponential", pattern, where, layers, packed, f"{rate}")
+    return _decaying(inner, masking, _window(begin, end), share)
+
+
+def sdgf_stepwise(
+    inner: optax.GradientTransformation,
+    pattern: Patterns,
+    *,
+    begin: int,
+    end: int,
+    where: Where = default_where,
+    layers: Mapping[str, int] | None = None,
+    packed: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Train N:M sparse weights through sparser and sparser patterns (SdGf-Stepwise).
+
+    ``F = ⌊log₂(m / n)⌋ + 1`` frames of equal length between ``begin`` and ``end``; the first keeps
+    m − 1 of m, frame i keeps ``⌊m / 2^i⌋``: 7:8, 4:8, 2:8, 1:8 for 1:8. Dense before ``begin``; n:m
+    in the last frame and after. Masks are binary, recomputed in every step; gradients pass
+    straight through. Parameters are stored dense, as in `jaxprune.ste`.
+
+    Args:
+      inner: the optimizer to wrap.
+      pattern: as in `jaxprune.ste`.
+      begin: first step of the first frame; dense before.
+      end: last step of the frames.
+      where: as in `jaxprune.make_masks`.
+      layers: as in `jaxprune.make_masks`.
+      packed: as in `jaxprune.ste`.
+
+    Returns:
+      An optax transform.
+
+    Raises:
+      ValueError: an end that is not after its begin, or as in `jaxprune.ste`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> import optax
+      >>> params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
+      >>> tx = jaxprune.sdgf_stepwise(optax.sgd(0.0), jaxprune.NM(1, 4), begin=0, end=3)
+      >>> opt_state = tx.init(params)
+      >>> for _ in range(3):
+      ...     print(jaxprune.forward_params(params, opt_state)["kernel"].ravel())
+      ...     updates, opt_state = tx.update(params, opt_state, params)
+      [4. 3. 2. 0.]
+      [4. 3. 0. 0.]
+      [4. 0. 0. 0.]
+
+    Reference:
+      Bambhaniya et al., Progressive gradient flow for robust N:M sparsity training in
+      transformers, arXiv:2402.04744.
+    """
+    masking = _Masking("sdgf_stepwise", pattern, where, layers, packed)
+    return _framed(inner, masking, _window(begin, end), _stepwise_frames)
+
+
+def sdgf_geometric(
+    inner: optax.GradientTransformation,
+    pattern: Patterns,
+    *,
+    begin: int,
+    end: int,
+    where: Where = default_where,
+    layers: Mapping[str, int] | None = None,
+    packed: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Train N:M sparse weights through finer and finer groups (SdGf-Geometric).
+
+    Four frames of equal length between ``begin`` and ``end``; frame i keeps ``n · 2^(3 − i)`` of
+    ``m · 2^(3 − i)``: 8:64, 4:32, 2:16, 1:8 for 1:8. The sparsity is constant, its freedom shrinks.
+    Dense before ``begin``; n:m in the last frame and after. Parameters are stored dense, as in
+    `jaxprune.ste`.
+
+    Args:
+      inner: the optimizer to wrap.
+      pattern: as in `jaxprune.ste`; the contracted axis must be a multiple of ``8 · m``.
+      begin: first step of the first frame; dense before.
+      end: last step of the frames.
+      where: as in `jaxprune.make_masks`.
+      layers: as in `jaxprune.make_masks`.
+      packed: as in `jaxprune.ste`.
+
+    Returns:
+      An optax transform.
+
+    Raises:
+      ValueError: an end that is not after its begin, or as in `jaxprune.ste`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> import optax
+      >>> params = {"kernel": jnp.arange(16.0).reshape(16, 1)}
+      >>> tx = jaxprune.sdgf_geometric(optax.sgd(0.0), jaxprune.NM(1, 2), begin=0, end=4)
+      >>> opt_state = tx.init(params)
+      >>> jaxprune.forward_params(params, opt_state)["kernel"].ravel()[:8].tolist()
+      [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+      >>> for _ in range(4):
+      ...     updates, opt_state = tx.update(params, opt_state, params)
+      >>> jaxprune.forward_params(params, opt_state)["kernel"].ravel()[:8].tolist()
+      [0.0, 1.0, 0.0, 3.0, 0.0, 5.0, 0.0, 7.0]
+
+    Reference:
+      Bambhaniya et al., Progressive gradient flow for robust N:M sparsity training in
+      transformers, arXiv:2402.04744.
+    """
+    masking = _Masking("sdgf_geometric", pattern, where, layers, packed)
+    return _framed(inner, masking, _window(begin, end), _geometric_frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    begin: int
+    end: int
+
+
+def _window(begin: Any, end: Any) -> _Window:
+    begin, end = operator.index(begin), operator.index(end)
+    if not 0 <= begin < end:
+        raise ValueError(
+            f"end must be after begin, and begin 0 or more, got begin={begin}, end={end}. "
+            "Between them the pattern takes hold; both are steps of the optimizer."
+        )
+    return _Window(begin, end)
+
+
+def _rate(decay: float) -> float:
+    if not (math.isfinite(decay) and decay > 0.0):
+        raise ValueError(
+            f"decay must be a finite number above 0, got {decay}. It is the rate at which pruned "
+            "weights fade in a step; the paper uses 2e-4."
+        )
+    return float(decay)
+
+
+class _Masking:
+    """The arguments that the four variants share."""
+
+    def __init__(
+        self,
+        name: str,
+        pattern: Patterns,
+        where: Where,
+        layers: Mapping[str, int] | None,
+        packed: bool,
+        settings: str = "",
+    ) -> None:
+        self.name, self.where, self.packed = name, where, packed
+        self.rule = MaskRule(pattern, layers=dict(layers or {}))
+        self.settings = settings
+
+    def method(self, window: _Window, **rest: Any) -> Straight:
+        text = f"{self.name}|{self.rule.describe()}|{window}|{self.settings}"
+        return Straight(
+            name=self.name,
+            text=text,
+            rule=self.rule,
+            where=self.where,
+            reached=window.end,
+            packed=self.packed,
+            **rest,
+        )
+
+
+def _decaying(
+    inner: optax.GradientTransformation,
+    masking: _Masking,
+    window: _Window,
+    share: Callable[[jax.Array], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    """Train with pruned weights that fade: ``share`` of the steps since the window's begin."""
+
+    def present(path: str, weight: jax.Array, step: jax.Array) -> jax.Array:
+        del step
+        return final_mask(masking.rule, path, weight)
+
+    def pruned_share(step: jax.Array) -> jax.Array:
+        since = jnp.maximum(step - np.int32(window.begin), 0).astype(jnp.float32)
+        return jnp.where(step < np.int32(window.end), share(since), np.float32(0.0))
+
+    return train_straight_through(
+        inner, masking.method(window, present=present, pruned_share=pruned_share)
+    )
+
+
+def _framed(
+    inner: optax.GradientTransformation,
+    masking: _Masking,
+    window: _Window,
+    frames_of: Callable[[NM], list[NM]],
+) -> optax.GradientTransformationExtraArgs:
+    """Train through patterns that follow each other in frames of equal length."""
+    rule = masking.rule
+
+    def present(path: str, weight: jax.Array, step: jax.Array) -> jax.Array:
+        pattern = rule.pattern_of(path)
+        if not isinstance(pattern, NM):
+            raise ValueError(f"{masking.name} needs NM(n, m) for {path!r}, got {pattern!r}.")
+        frames = frames_of(pattern)
+        length = (window.end - window.begin) / len(frames)
+        starts = [window.begin + int(i * length) for i in range(len(frames))]
+        rules = [dataclasses.replace(rule, pattern=frame) for frame in frames]
+        for frame in rules:
+            frame.check({path: weight.shape})
+        choices = [everything, *(_masker(frame, path) for frame in rules)]
+        frame = jnp.sum(step >= np.asarray(starts, np.int32), dtype=jnp.int32)
+        return jax.lax.switch(frame, choices, weight)
+
+    return train_straight_through(inner, masking.method(window, present=present))
+
+
+def _masker(rule: MaskRule, path: str) -> Callable[[jax.Array], jax.Array]:
+    return lambda weight: final_mask(rule, path, weight)
+
+
+def _stepwise_frames(final: NM) -> list[NM]:
+    count = int(math.log2(final.m / final.n)) + 1
+    kept = [max(final.m - 1, final.n), *(final.m >> i for i in range(1, count))]
+    return [dataclasses.replace(final, n=max(n, final.n)) for n in kept[:-1]] + [final]
+
+
+def _geometric_frames(final: NM) -> list[NM]:
+    scales = [8, 4, 2, 1]
+    return [dataclasses.replace(final, n=final.n * s, m=final.m * s) for s in scales]

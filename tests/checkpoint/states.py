@@ -1,0 +1,116 @@
+"""Small training states, and what it means that two are equal."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune
+from jaxprune._core.packing import is_packed
+
+SCHEDULE = jaxprune.schedules.cubic(0.0, 0.75, begin=1, end=9)
+
+
+def params(seed: int = 0) -> dict[str, Any]:
+    """Parameters of two dense layers, one of them bfloat16 with an awkward last axis."""
+    first, second = jax.random.split(jax.random.key(seed))
+    return {
+        "first": {"kernel": jax.random.normal(first, (8, 16)), "bias": jnp.zeros(16)},
+        "second": {"kernel": jax.random.normal(second, (16, 5), jnp.bfloat16)},
+    }
+
+
+@functools.cache
+def transform(packed: bool = False) -> optax.GradientTransformationExtraArgs:
+    """An optimizer with a sparse one nested in it."""
+    sparse = jaxprune.gradual(optax.adamw(0.01), SCHEDULE, every=3, packed=packed)
+    return optax.chain(optax.clip_by_global_norm(1.0), sparse)
+
+
+@functools.cache
+def _compiled(packed: bool) -> Callable[[Any], Any]:
+    """One training step, with gradients that follow from the key in the state."""
+    tx = transform(packed)
+
+    def step(state: Any) -> Any:
+        key, now = jax.random.split(state["key"])
+        noise = lambda p: jax.random.normal(now, p.shape, p.dtype)
+        grads = jax.tree.map(noise, state["params"])
+        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        moved = optax.apply_updates(state["params"], updates)
+        return {"params": moved, "opt_state": opt_state, "key": key, "step": state["step"] + 1}
+
+    return jax.jit(step)
+
+
+def train(state: Any, steps: int, *, packed: bool = False) -> Any:
+    """Take some steps."""
+    with optax_rules():
+        for _ in range(steps):
+            state = _compiled(packed)(state)
+    return state
+
+
+def start(seed: int = 0, *, packed: bool = False) -> dict[str, Any]:
+    """A state before the first step."""
+    weights, key = params(seed), jax.random.key(seed + 1)
+    opt_state = transform(packed).init(weights)
+    return {"params": weights, "opt_state": opt_state, "key": key, "step": 0}
+
+
+def optax_rules() -> Any:
+    """Let optax's own arithmetic promote dtypes."""
+    return jax.numpy_dtype_promotion("standard")
+
+
+def assert_equal(got: Any, want: Any) -> None:
+    """Assert that two trees have the same structure, and leaves that agree bit for bit."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, jax.Array):
+            assert (a.dtype, a.committed, a.sharding) == (b.dtype, b.committed, b.sharding)
+            assert getattr(a, "weak_type", False) == getattr(b, "weak_type", False)
+        assert bits(a) == bits(b)
+
+
+def bits(leaf: Any) -> tuple[str, tuple[int, ...], bytes]:
+    """The content of a leaf, in which NaN is equal to itself and 0.0 differs from -0.0."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+def as_zeros(tree: Any) -> Any:
+    """The same tree with other values, so that nothing of a template can pass for restored."""
+    cleared = lambda x: x if hasattr(x, "dtype") and x.dtype == jnp.uint32 else _cleared(x)
+    return jax.tree.map(cleared, tree)
+
+
+def _cleared(leaf: Any) -> Any:
+    if isinstance(leaf, int | float):
+        return type(leaf)(0)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(99), leaf.shape)
+    return jnp.zeros_like(leaf)
+
+
+def packed_masks(tree: Any) -> list[Any]:
+    """The packed masks of a tree."""
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_packed) if is_packed(node)]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything below a folder: the time of the last change of each entry, and its content."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in folder.rglob("*")
+    }
