@@ -15,12 +15,15 @@ from jaxprune.patterns import Block as Block
 from jaxprune.patterns import Channel as Channel
 from jaxprune.patterns import Unstructured as Unstructured
 from jaxprune.transforms import check as check
+from jaxprune.transforms import dynamic as dynamic
 from jaxprune.transforms import final_params as final_params
 from jaxprune.transforms import forward_params as forward_params
 from jaxprune.transforms import get_masks as get_masks
 from jaxprune.transforms import gradual as gradual
+from jaxprune.transforms import growth as growth
 from jaxprune.transforms import mdgf_exponential as mdgf_exponential
 from jaxprune.transforms import mdgf_linear as mdgf_linear
+from jaxprune.transforms import rigl as rigl
 from jaxprune.transforms import sdgf_geometric as sdgf_geometric
 from jaxprune.transforms import sdgf_stepwise as sdgf_stepwise
 from jaxprune.transforms import sr_ste as sr_ste

@@ -98,7 +98,13 @@ def check_hard(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
             for dtype in ("float32", "bfloat16"):
                 scores = jnp.asarray(make(rng, n)).astype(dtype)
                 for k in (0, 1, 17, n // 3, n - 1, n):
-                    yield {"n": n, "input": name, "dtype": dtype, "k": k, "wrong": _check(scores, k)}
+                    yield {
+                        "n": n,
+                        "input": name,
+                        "dtype": dtype,
+                        "k": k,
+                        "wrong": _check(scores, k),
+                    }
 
 
 def _cases(scores: jax.Array, k: int) -> dict[str, timing.Run]:

@@ -16,8 +16,8 @@ class Count(NamedTuple):
     low: Any  # int32, in [0, 2**16)
 
 
-def as_count(value: int | jax.Array) -> Count:
-    """Split an integer of any width; one of Python's stays on the host."""
+def as_count(value: int | np.ndarray | jax.Array) -> Count:
+    """Split an integer or integers of any width; one of Python's stays on the host."""
     if isinstance(value, int | np.integer):
         return Count(np.int32(value >> 16), np.int32(value & (_WORD - 1)))
     value = value.astype(jnp.int32) if value.dtype.itemsize < 4 else value

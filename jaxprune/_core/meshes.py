@@ -30,9 +30,10 @@ def shards_of(array: jax.Array) -> int:
 
 
 def sum_over_shards(flags: jax.Array) -> jax.Array:
-    """Return how many entries of a boolean array are True, over all its shards."""
+    """Return how many entries of a boolean array are True, over all shards that are known of."""
+    given = _SPLIT_OVER.get()
+    names = _varying(flags) if given is None else given
     count = jnp.sum(flags, dtype=jnp.int32)
-    names = mesh_axes(flags, None)
     return lax.psum(count, names) if names else count
 
 
@@ -47,15 +48,14 @@ def mesh_axes(array: jax.Array, axis_names: Sequence[str] | None) -> tuple[str, 
         return _bound(axis_names)
     if (given := _SPLIT_OVER.get()) is not None:
         return given
-    manual = _manual()
-    varying = jax.typeof(array).manual_axis_type.varying if manual else ()
+    manual, varying = _manual(), _varying(array)
     if manual and not varying:
         raise ValueError(
             f"cannot read over which of the mesh axes {manual} an array of shape "
             f"{array.shape} is split (shard_map with check_vma=False, or a replicated array). "
             "Pass axis_names= with those axes, or axis_names=() if every shard holds the whole."
         )
-    return tuple(name for name in manual if name in varying)
+    return varying
 
 
 def mesh_axes_along(
@@ -71,6 +71,13 @@ def mesh_axes_along(
             "axis_names=() if no shard lacks a competitor."
         )
     return ()
+
+
+def _varying(array: jax.Array) -> tuple[str, ...]:
+    """Return the mesh axes over which an array's type says that it varies."""
+    manual = _manual()
+    varying = jax.typeof(array).manual_axis_type.varying if manual else ()
+    return tuple(name for name in manual if name in varying)
 
 
 def _manual() -> tuple[str, ...]:

@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.experimental import checkify
 
-from jaxprune._core import counts, meshes, paths
+from jaxprune._core import counts, meshes, paths, select_gpu
 from jaxprune._core.counts import Count
-from jaxprune._core.counts import as_count as count_words  # noqa: F401
 from jaxprune._core.images import ordered_bits as ordered_bits
 from jaxprune._core.meshes import shards_of as shards_of
 from jaxprune._core.meshes import split_over as split_over
 from jaxprune._core.search import Image, Space, image_of, search, sums
+
+count_words = counts.as_count
 
 _MOST = (1 << 31) - 1  # entries of one array: its flat indices and sums are 32-bit integers
 
@@ -151,7 +153,7 @@ def _refuse_nan(leaves: Mapping[str, Any]) -> None:
             continue
         bad = jnp.sum(jnp.isnan(leaf), dtype=jnp.int32)
         name = f"score {path!r}" if path else "the array of scores"
-        if isinstance(bad, jax.core.Tracer):
+        if isinstance(bad, Tracer):
             checkify.debug_check(bad == 0, f"{name} has {{bad}} NaN entries", bad=bad)
         elif int(bad):
             raise ValueError(
@@ -191,6 +193,21 @@ def _masks(
     mesh_axes: tuple[tuple[str, ...], ...],
 ) -> tuple[jax.Array, ...]:
     """Keep the k largest of all arrays together, compared as numbers of ``dtype``."""
+    searched = functools.partial(_searched, dtype=dtype, axes=axes, mesh_axes=mesh_axes)
+    if axes is None and select_gpu.serves(scores, dtype):
+        return select_gpu.choose(scores, k, mesh_axes, searched)
+    return searched(scores, k)
+
+
+def _searched(
+    scores: tuple[jax.Array, ...],
+    k: Count,
+    *,
+    dtype: Any,
+    axes: tuple[int, ...] | None,
+    mesh_axes: tuple[tuple[str, ...], ...],
+) -> tuple[jax.Array, ...]:
+    """Select as `_masks` does, by the search."""
     images = tuple(image_of(x, dtype) for x in scores)
     places = [_Place(x.shape, axes, n) for x, n in zip(scores, mesh_axes, strict=True)]
     size = sum(place.competing for place in places)
@@ -259,7 +276,7 @@ def _checked_k(k: Any, most: int, shape: tuple[int, ...]) -> Count:
             f"k must be one integer or, with axis=, an array that broadcasts to the shape {shape} "
             f"of a sum over axis with keepdims=True; got shape {k.shape}."
         )
-    if isinstance(k, jax.core.Tracer):
+    if isinstance(k, Tracer):
         upper = min(most, jnp.iinfo(k.dtype).max)
         return _spread(counts.as_count(jnp.clip(k, k.dtype.type(0), k.dtype.type(upper))), shape)
     try:

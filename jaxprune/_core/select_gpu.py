@@ -13,7 +13,7 @@ The counting is a Pallas kernel (`select_gpu_kernel`) for NVIDIA Hopper GPUs. It
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -201,35 +201,36 @@ def masks(
     return tuple(result)
 
 
-def choose(
-    scores: tuple[jax.Array, ...],
-    k: Count,
-    mesh_axes: tuple[tuple[str, ...], ...],
-    search: Masks,
-) -> tuple[jax.Array, ...]:
-    """Select by the kernel where it can be used and pays, else by ``search``.
+def serves(scores: tuple[jax.Array, ...], dtype: Any) -> bool:
+    """Return whether the kernel can be used here, and pays.
 
     It is used for 2**20 or more float32 or bfloat16 scores on an NVIDIA Hopper GPU that is the
     only device, or inside ``shard_map`` over all mesh axes. Elsewhere an array may be split over
     devices, which a kernel would gather.
     """
-    if not (_suits(scores) and _is_whole() and _on_hopper() and _builds()):
-        return search(scores, k)
+    large = dtype in _DTYPES and sum(x.size for x in scores) >= _LEAST
+    alike = all(x.dtype == dtype for x in scores)
+    return large and alike and _on_hopper() and _is_whole() and _builds()
+
+
+def choose(
+    scores: tuple[jax.Array, ...],
+    k: Count,
+    mesh_axes: tuple[tuple[str, ...], ...],
+    otherwise: Masks,
+) -> tuple[jax.Array, ...]:
+    """Select by the kernel when compiled for CUDA, else (on the host, under vmap) by the search."""
     kernel = custom_batching.custom_vmap(
         functools.partial(masks, mesh_axes=mesh_axes, count=count_digits_gpu)
     )
 
     @kernel.def_vmap
-    def _(size, batched, *args):  # the kernel has no batched form
+    def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:  # the kernel has no batched form
         axes = jax.tree.map(lambda b: 0 if b else None, batched)
-        out = jax.vmap(search, in_axes=tuple(axes), axis_size=size)(*args)
+        out = jax.vmap(otherwise, in_axes=tuple(axes), axis_size=size)(*args)
         return out, jax.tree.map(lambda _: True, out)
 
-    return lax.platform_dependent(scores, k, cuda=kernel, default=search)
-
-
-def _suits(scores: tuple[jax.Array, ...]) -> bool:
-    return scores[0].dtype in _DTYPES and sum(x.size for x in scores) >= _LEAST
+    return lax.platform_dependent(scores, k, cuda=kernel, default=otherwise)
 
 
 def _is_whole() -> bool:

@@ -131,6 +131,12 @@ class NM:
             return jnp.clip(kept, self.n, self.m)
         return min(max(math.ceil(self.m * density - 1e-9), self.n), self.m)
 
+    def live(self, shape: tuple[int, ...]) -> int:
+        """Return how many weights of a shape are kept in all."""
+        length = math.prod(shape[axis] for axis in self._given_axes())
+        whole, tail = divmod(length, self.m)
+        return math.prod(shape) // length * (whole * self.n + min(tail, self.n))
+
     def mask(self, scores: jax.Array, kept: int | jax.Array) -> jax.Array:
         """Return the mask of the ``kept`` best weights of every group."""
         refuse_nan(scores)

@@ -1,11 +1,14 @@
 """Sparse training: optax transforms that wrap an optimizer."""
 
+from jaxprune.transforms import growth as growth
 from jaxprune.transforms import moments as moments
 from jaxprune.transforms._state import Health as Health
 from jaxprune.transforms._state import Method as Method
 from jaxprune.transforms._state import State as State
 from jaxprune.transforms._state import get_masks as get_masks
 from jaxprune.transforms._timetable import Timetable as Timetable
+from jaxprune.transforms.dynamic import cosine_drop as cosine_drop
+from jaxprune.transforms.dynamic import dynamic as dynamic
 from jaxprune.transforms.export import Report as Report
 from jaxprune.transforms.export import check as check
 from jaxprune.transforms.export import final_params as final_params
@@ -26,4 +29,5 @@ from jaxprune.transforms.recipe import land_on_zero as land_on_zero
 from jaxprune.transforms.recipe import masked_gradients as masked_gradients
 from jaxprune.transforms.recipe import stay_dense as stay_dense
 from jaxprune.transforms.recipe import wrap as wrap
+from jaxprune.transforms.rigl import rigl as rigl
 from jaxprune.transforms.static import static as static

@@ -1,7 +1,6 @@
 """Small training states, and what it means that two are equal."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 
 import jaxprune
-from jaxprune._core.packing import is_packed
+from jaxprune._core.packing import is_packed, pack
 
 SCHEDULE = jaxprune.schedules.cubic(0.0, 0.75, begin=1, end=9)
 
@@ -26,41 +25,49 @@ def params(seed: int = 0) -> dict[str, Any]:
 
 
 @functools.cache
-def transform(packed: bool = False) -> optax.GradientTransformationExtraArgs:
+def transform() -> optax.GradientTransformationExtraArgs:
     """An optimizer with a sparse one nested in it."""
-    sparse = jaxprune.gradual(optax.adamw(0.01), SCHEDULE, every=3, packed=packed)
+    sparse = jaxprune.gradual(optax.adamw(0.01), SCHEDULE, every=3)
     return optax.chain(optax.clip_by_global_norm(1.0), sparse)
 
 
-@functools.cache
-def _compiled(packed: bool) -> Callable[[Any], Any]:
-    """One training step, with gradients that follow from the key in the state."""
-    tx = transform(packed)
-
-    def step(state: Any) -> Any:
-        key, now = jax.random.split(state["key"])
-        noise = lambda p: jax.random.normal(now, p.shape, p.dtype)
-        grads = jax.tree.map(noise, state["params"])
-        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
-        moved = optax.apply_updates(state["params"], updates)
-        return {"params": moved, "opt_state": opt_state, "key": key, "step": state["step"] + 1}
-
-    return jax.jit(step)
+@jax.jit
+def _step(state: Any) -> Any:
+    """Take one step, with gradients that follow from the key in the state."""
+    key, now = jax.random.split(state["key"])
+    noise = lambda p: jax.random.normal(now, p.shape, p.dtype)
+    grads = jax.tree.map(noise, state["params"])
+    updates, opt_state = transform().update(grads, state["opt_state"], state["params"])
+    moved = optax.apply_updates(state["params"], updates)
+    return {"params": moved, "opt_state": opt_state, "key": key, "step": state["step"] + 1}
 
 
-def train(state: Any, steps: int, *, packed: bool = False) -> Any:
+def train(state: Any, steps: int) -> Any:
     """Take some steps."""
     with optax_rules():
         for _ in range(steps):
-            state = _compiled(packed)(state)
+            state = _step(state)
     return state
 
 
-def start(seed: int = 0, *, packed: bool = False) -> dict[str, Any]:
-    """A state before the first step."""
+def start(seed: int = 0) -> dict[str, Any]:
+    """Return a state before the first step."""
     weights, key = params(seed), jax.random.key(seed + 1)
-    opt_state = transform(packed).init(weights)
+    opt_state = transform().init(weights)
     return {"params": weights, "opt_state": opt_state, "key": key, "step": 0}
+
+
+@functools.cache
+def trained() -> dict[str, Any]:
+    """Return a state after five steps, in which masks have zeros."""
+    return train(start(), 5)
+
+
+def packed(state: Any) -> Any:
+    """Return the state that the transform has with ``packed=True``."""
+    first, sparse = state["opt_state"]
+    masks = jax.tree.map(pack, sparse.masks)
+    return state | {"opt_state": (first, sparse._replace(masks=masks))}
 
 
 def optax_rules() -> Any:
@@ -93,11 +100,11 @@ def as_zeros(tree: Any) -> Any:
 
 
 def _cleared(leaf: Any) -> Any:
-    if isinstance(leaf, int | float):
+    if not isinstance(leaf, jax.Array):
         return type(leaf)(0)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(99), leaf.shape)
-    return jnp.zeros_like(leaf)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    other = jnp.broadcast_to(jax.random.key(99), leaf.shape) if is_key else jnp.zeros_like(leaf)
+    return jax.device_put(other, leaf.sharding) if leaf.committed else other
 
 
 def packed_masks(tree: Any) -> list[Any]:

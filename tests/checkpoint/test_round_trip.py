@@ -24,10 +24,7 @@ from tests.checkpoint import states
 @pytest.mark.parametrize("saved", [False, True], ids=["bool", "packed"])
 @pytest.mark.parametrize("wanted", [False, True], ids=["to bool", "to packed"])
 def test_an_optimizer_state_comes_back(tmp_path: Path, saved: bool, wanted: bool):
-    state = {
-        packed: states.train(states.start(packed=packed), 5, packed=packed)
-        for packed in (False, True)
-    }
+    state = {False: states.trained(), True: states.packed(states.trained())}
     save(tmp_path, 5, state[saved])
     step, got = restore(tmp_path, states.as_zeros(state[wanted]))
     assert step == 5
@@ -36,11 +33,11 @@ def test_an_optimizer_state_comes_back(tmp_path: Path, saved: bool, wanted: bool
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
-    state = states.train(states.start(), 4)
-    save(tmp_path, 4, state)
+    state = states.trained()
+    save(tmp_path, 5, state)
     _, again = restore(tmp_path, states.start(seed=7))  # other weights, the number 0 as step
-    assert again["step"] == 4
-    ends = [states.train(s, 8) for s in (state, again)]
+    assert again["step"] == 5
+    ends = [states.train(s, 6) for s in (state, again)]
     for name in ("params", "opt_state", "key"):
         states.assert_equal(ends[1][name], ends[0][name])
     kernel = np.asarray(ends[1]["params"]["first"]["kernel"])
@@ -84,7 +81,7 @@ def test_every_kind_of_leaf_comes_back(tmp_path: Path):
 
 
 def test_shapes_alone_are_a_template(tmp_path: Path):
-    state = states.train(states.start(packed=True), 2, packed=True)
+    state = states.packed(states.trained())
     save(tmp_path, 2, state)
     _, got = restore(tmp_path, jax.eval_shape(lambda: state))
     states.assert_equal(got, state)
@@ -124,14 +121,14 @@ def test_every_leaf_keeps_the_sharding_of_its_template(tmp_path: Path, mesh: Mes
     mask = jax.device_put(np.arange(96).reshape(8, 12) % 5 == 0, spread)  # 6 bits a shard
     state = {"weights": weights, "mask": mask, "keys": keys, "step": jnp.asarray(3)}
     save(tmp_path, 0, state)
-    _, got = restore(tmp_path, states.as_zeros(state) | {"mask": mask})
+    _, got = restore(tmp_path, states.as_zeros(state))
     states.assert_equal(got, state)
 
     other = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     along = NamedSharding(other, PartitionSpec("x"))
     moved = {name: jax.device_put(state[name], along) for name in ("weights", "mask", "keys")}
-    _, got = restore(tmp_path, states.as_zeros(moved) | {"mask": moved["mask"], "step": 0})
-    states.assert_equal(got, moved | {"step": 3})
+    _, got = restore(tmp_path, states.as_zeros(moved) | {"step": jnp.asarray(0)})
+    states.assert_equal(got, moved | {"step": jnp.asarray(3)})
 
     shape = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=along)
     _, got = restore(tmp_path, state | {"weights": shape})
@@ -139,15 +136,17 @@ def test_every_leaf_keeps_the_sharding_of_its_template(tmp_path: Path, mesh: Mes
     assert states.bits(got["weights"]) == states.bits(weights)
 
 
-def test_a_sharded_run_goes_on(tmp_path: Path, mesh: Mesh):
-    tx = jaxprune.gradual(optax.adam(0.1), 0.5, packed=True)
+def test_a_sharded_run_goes_on(tmp_path: Path):
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
     spread = NamedSharding(mesh, PartitionSpec("data", None))
     weights = {"kernel": jax.device_put(jax.random.normal(jax.random.key(0), (8, 16)), spread)}
+    _, masks = jaxprune.prune(weights, 0.5)
+    tx = jaxprune.static(optax.adam(0.1), masks, packed=True)
     update = jax.jit(tx.update)
     with states.optax_rules():
         _, opt_state = update(weights, jax.jit(tx.init)(weights), weights)
         save(tmp_path, 1, {"opt_state": opt_state})
-        _, got = restore(tmp_path, {"opt_state": opt_state})
+        _, got = restore(tmp_path, {"opt_state": states.as_zeros(opt_state)})
         states.assert_equal(got["opt_state"], opt_state)
         ends = [update(weights, s, weights) for s in (got["opt_state"], opt_state)]
     states.assert_equal(*ends)
@@ -173,10 +172,8 @@ def test_an_abstract_sharding_goes_onto_the_mesh_that_is_set(tmp_path: Path):
 def test_a_train_state_comes_back(tmp_path: Path):
     model = nn.Dense(5)
     variables = model.init(jax.random.key(0), jnp.ones((1, 8)))
-    make = lambda: TrainState.create(
-        apply_fn=model.apply, params=variables["params"], tx=states.transform()
-    )
-    fresh = make()
+    tx = jaxprune.static(optax.adam(0.1), jaxprune.prune(variables["params"], 0.5)[1])
+    fresh = TrainState.create(apply_fn=model.apply, params=variables["params"], tx=tx)
     with states.optax_rules():
         state = jax.jit(lambda s: s.apply_gradients(grads=s.params))(fresh)
     save(tmp_path, 1, state)
@@ -188,8 +185,9 @@ def test_a_train_state_comes_back(tmp_path: Path):
 
 def test_an_nnx_state_comes_back(tmp_path: Path):
     def make(seed: int) -> tuple[nnx.Module, nnx.Optimizer]:
-        model = nnx.Sequential(nnx.Linear(8, 5, rngs=nnx.Rngs(seed)), nnx.Dropout(0.5))
-        return model, nnx.Optimizer(model, states.transform(), wrt=nnx.Param)
+        model = nnx.Linear(8, 5, rngs=nnx.Rngs(seed))
+        masks = jaxprune.prune(nnx.state(model), 0.5)[1]
+        return model, nnx.Optimizer(model, jaxprune.static(optax.adam(0.1), masks), wrt=nnx.Param)
 
     model, optimizer = make(0)
     with states.optax_rules():
@@ -214,15 +212,20 @@ def test_the_container_may_change(tmp_path: Path):
 
 
 def test_masks_are_stored_as_bits(tmp_path: Path):
-    state = states.start()
-    path = save(tmp_path, 0, state)
+    masks = states.trained()["opt_state"][1].masks
+    path = save(tmp_path, 0, {"masks": masks})
     leaves = json.loads((path / "manifest.json").read_text())["leaves"]
-    assert leaves["opt_state/1/masks/first/kernel"] == [[8, 16], "bool"]
-    with ocp.PyTreeCheckpointer() as checkpointer:  # what any other program reads
-        plain = checkpointer.restore(path / "arrays")
-    mask = state["opt_state"][1].masks["first"]["kernel"]
-    stored = plain["opt_state/1/masks/first/kernel"]
-    np.testing.assert_array_equal(stored, np.packbits(mask, axis=-1, bitorder="little"))
+    assert leaves == {
+        "masks/first/kernel": [[8, 16], "bool"],
+        "masks/second/kernel": [[16, 5], "bool"],
+    }
+    # What any other program reads with Orbax:
+    how = ocp.args.PyTreeRestore(restore_args=dict.fromkeys(leaves, ocp.RestoreArgs(np.ndarray)))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        plain = checkpointer.restore(path / "arrays", args=how)
+    for name in ("first", "second"):
+        mask = np.packbits(masks[name]["kernel"], axis=-1, bitorder="little")
+        np.testing.assert_array_equal(plain[f"masks/{name}/kernel"], mask)
 
 
 def test_a_bit_an_entry_is_written(tmp_path: Path, rng: np.random.Generator):

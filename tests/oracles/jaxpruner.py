@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxprune import schedules
+from tests.oracles import exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +16,16 @@ class AtMultiples:
 
     That is jaxpruner's rule. Ours counts from ``begin`` and always ends on ``end``; both are the
     same once the window is cut to the first and the last multiple in it.
+
+    Attributes:
+      ramp: the schedule.
+      every: steps between updates.
+      size: of the only layer, whose count is then rounded as jaxpruner rounds it.
     """
 
     ramp: schedules.Polynomial
     every: int
+    size: int
 
     @property
     def begin(self) -> int:
@@ -33,7 +40,7 @@ class AtMultiples:
         return self.at(self.end)
 
     def at(self, step: int) -> float:
-        return self.ramp.at(step)
+        return exact.sparsity(kept(self.size, self.ramp.at(step)), self.size)
 
     def __call__(self, step: Any) -> jax.Array:
         return self.ramp(step)

@@ -79,17 +79,16 @@ def test_ties_are_ours(recorded: Recorded):
 def test_a_gradual_run_is_ours(recorded: Recorded):
     data = recorded("jaxpruner_masks")
     told = data.settings["gmp"]
-    name, rate = re.fullmatch(r"(\w+)\(([\d.]+)\)", told["inner"]).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    calls = sorted(match[1] for match in data.matches(r"gmp/grad(\d+)"))
+    kernel = start_of_run(data, f"gmp/w{calls[0]}")
     ramp = schedules.polynomial(
         0.0, told["sparsity"], begin=told["start"], end=told["end"], power=3.0, offset=1
     )
     every = told["update_freq"]
-    tx = jaxprune.gradual(
-        getattr(optax, name)(float(rate)), jaxpruner.AtMultiples(ramp, every), every=every
-    )
+    schedule = jaxpruner.AtMultiples(ramp, every, kernel.size)
+    tx = jaxprune.gradual(optimizer(told["inner"]), schedule, every=every)
     update = jax.jit(tx.update)
-    calls = sorted(match[1] for match in data.matches(r"gmp/grad(\d+)"))
-    params = {"kernel": jnp.asarray(start_of_run(data, f"gmp/w{calls[0]}"))}
+    params: Any = {"kernel": jnp.asarray(kernel)}
     state = tx.init(params)
     for call in calls:
         updates, state = update({"kernel": jnp.asarray(data[f"gmp/grad{call}"])}, state, params)
@@ -98,6 +97,13 @@ def test_a_gradual_run_is_ours(recorded: Recorded):
         np.testing.assert_array_equal(jaxprune.get_masks(state)["kernel"], mask)
         np.testing.assert_allclose(params["kernel"], data[f"gmp/w{call}"], rtol=0, atol=1e-6)
         assert not np.asarray(params["kernel"])[~mask].any()
+
+
+def optimizer(text: str) -> optax.GradientTransformation:
+    """The inner optimizer of a run, as in `sgd(0.1)`."""
+    match = re.fullmatch(r"(\w+)\(([^()]+)\)", text)
+    assert match, text
+    return getattr(optax, match[1])(float(match[2]))
 
 
 def start_of_run(data: Any, first: str) -> np.ndarray:

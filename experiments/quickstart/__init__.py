@@ -1,0 +1,1 @@
+"""The main job: a small CNN on real images, trained dense and sparse, and compared."""
