@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -49,12 +50,16 @@ def unpack(mask: Any) -> jax.Array:
 
 
 def check_packable(path: str, mask: jax.Array) -> None:
-    """Raise if the shards of a mask's last axis do not hold whole bytes.
+    """Raise if a mask has no last axis, or its shards along it do not hold whole bytes.
 
     Explicit mesh axes show in an array's type; automatic ones only in a concrete array.
     """
-    traced = isinstance(mask, jax.core.Tracer)
-    sharding = jax.typeof(mask).sharding if traced else mask.sharding
+    if mask.ndim == 0:
+        raise ValueError(
+            f"packed=True cannot store the mask of {path!r}: a scalar has no axis to pack. "
+            "Pass packed=False, or exclude it with where=."
+        )
+    sharding: Any = jax.typeof(mask).sharding if isinstance(mask, Tracer) else mask.sharding
     spec = getattr(sharding, "spec", ())
     names = spec[mask.ndim - 1] if len(spec) == mask.ndim else None
     if names is None:
@@ -64,7 +69,7 @@ def check_packable(path: str, mask: jax.Array) -> None:
         shards *= sharding.mesh.shape[name]
     if mask.shape[-1] % (8 * shards):
         raise ValueError(
-            f"packed=True cannot store the mask of {path!r} of shape {mask.shape}: its last axis is "
-            f"split over {shards} shards of mesh axis {names!r}, and {mask.shape[-1]} is not a "
+            f"packed=True cannot store the mask of {path!r} of shape {mask.shape}: its last axis "
+            f"is split over {shards} shards of mesh axis {names!r}, and {mask.shape[-1]} is not a "
             f"multiple of 8 × {shards}. Pass packed=False, or split another axis."
         )

@@ -159,7 +159,9 @@ def _last_kept(array: jax.Array, image: jax.Array, ties: jax.Array, wanted: jax.
     places = first + lax.iota(jnp.int32, size)
     images = ordered_bits(lax.dynamic_slice(array, (first,), (size,)))
     tied = (images == image.astype(images.dtype)) & (places >= start)
-    place = jnp.sum(jnp.cumsum(tied.astype(jnp.int32)) < wanted - counts.to_int(before), dtype=jnp.int32)
+    place = jnp.sum(
+        jnp.cumsum(tied.astype(jnp.int32)) < wanted - counts.to_int(before), dtype=jnp.int32
+    )
     return jnp.where(wanted > 0, first + place, -1)
 
 

@@ -250,7 +250,12 @@ def _as_folder(directory: Directory) -> Path:
 
 
 def _as_count(name: str, value: int, least: int) -> int:
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, got {value!r} of type {type(value).__name__}."
+        ) from None
     if number < least:
         raise ValueError(f"{name} must be {least} or more, got {number}.")
     return number

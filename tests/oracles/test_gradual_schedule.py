@@ -11,7 +11,7 @@ import optax
 import jaxprune
 from jaxprune import schedules
 from jaxprune.types import Schedule
-from tests.oracles.jaxpruner import AtMultiples
+from tests.oracles.jaxpruner import Gradual
 
 Recorded = Callable[[str], Any]
 TOLERANCE = 1e-6
@@ -72,7 +72,7 @@ def test_masks_change_when_those_of_jaxpruner_do(recorded: Recorded):
     data = recorded("gradual_schedule")
     every = data.settings["update_freq"]
     params = {"kernel": jnp.arange(4.0).reshape(2, 2)}
-    schedule = AtMultiples(jaxpruner_ramp(data.settings), every, params["kernel"].size)
+    schedule = Gradual(jaxpruner_ramp(data.settings), every, params["kernel"].size)
     tx = jaxprune.gradual(optax.sgd(0.0), schedule, every=every)
 
     def step(state: Any, count: jax.Array) -> tuple[Any, jax.Array]:

@@ -85,7 +85,7 @@ def test_a_gradual_run_is_ours(recorded: Recorded):
         0.0, told["sparsity"], begin=told["start"], end=told["end"], power=3.0, offset=1
     )
     every = told["update_freq"]
-    schedule = jaxpruner.AtMultiples(ramp, every, kernel.size)
+    schedule = jaxpruner.Gradual(ramp, every, kernel.size)
     tx = jaxprune.gradual(optimizer(told["inner"]), schedule, every=every)
     update = jax.jit(tx.update)
     params: Any = {"kernel": jnp.asarray(kernel)}
