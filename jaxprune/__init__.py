@@ -1,12 +1,16 @@
 """A functional sparsity toolkit for JAX."""
 
 from jaxprune import allocation as allocation
+from jaxprune import analysis as analysis
+from jaxprune import checkpoint as checkpoint
 from jaxprune import patterns as patterns
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import transforms as transforms
 from jaxprune._core.select import global_top_k_mask as global_top_k_mask
 from jaxprune._core.select import top_k_mask as top_k_mask
+from jaxprune.analysis import plot as plot
+from jaxprune.analysis import summary as summary
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import make_masks as make_masks
 from jaxprune.masks import prune as prune

@@ -1,6 +1,7 @@
 """What the figures share: colours, type, cells, and how they are written."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ WORTH = LinearSegmentedColormap.from_list("worth", ["#eef4f3", "#8fc7bf", TEAL, 
 SIGNED = LinearSegmentedColormap.from_list("signed", [AMBER, "#f6e3c5", "#f4f6f6", "#a9d5cf", TEAL])
 KEPT = LinearSegmentedColormap.from_list("kept", [FAINT, INK])
 
-SETTINGS = {
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -42,7 +43,7 @@ def cells(
         face = PAPER if empty else colours((float(value) - low) / (high - low))
         corner = (column + gap / 2, row + gap / 2)
         side = 1 - gap
-        edge = FAINT if empty else "none"
+        edge = "#d3dae0" if empty else "none"
         axes.add_patch(Rectangle(corner, side, side, facecolor=face, edgecolor=edge, linewidth=0.6))
     axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
     axes.axis("off")

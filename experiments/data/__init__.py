@@ -7,6 +7,6 @@
 """
 
 from experiments.data.dataset import Attempt, Dataset, DatasetUnavailableError
-from experiments.data.load import load
+from experiments.data.sources import load
 
 __all__ = ["Attempt", "Dataset", "DatasetUnavailableError", "load"]

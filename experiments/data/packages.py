@@ -89,7 +89,7 @@ def _apt_download(package: str, folder: Path) -> None:
 
 def _call(command: list[str], *, cwd: Path) -> None:
     """Run a package manager for a bounded time; a failure gives its last line as the reason."""
-    name = " ".join(part for part in command[:1] + command[-2:] if not part.startswith("/"))
+    name = " ".join(part for part in command if part[0] not in "-/" and "=" not in part)
     if shutil.which(command[0]) is None:
         raise SourceError(f"this machine has no `{command[0]}`")
     try:

@@ -19,6 +19,7 @@ import jaxprune
 from experiments.data import Dataset
 from experiments.quickstart.settings import Settings, write_atomically
 from experiments.quickstart.timing import StepTime
+from jaxprune.types import Pattern
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -32,28 +33,29 @@ class Outcome(NamedTuple):
     sparsity: float  # share of zeros among the prunable weights
     kept: int  # parameters that are not pruned, biases included
     parameters: int
-    bytes_dense: int
-    bytes_compressed: int
+    dense_bytes: int  # of the parameters in a checkpoint
+    compressed_bytes: int  # the same in the smallest format that applies to each weight
     seconds: float | None = None  # of training; None for what was not trained
     history: Mapping[str, Any] | None = None
 
 
 def outcome(
-    name: str, seed: int, params: Any, masks: Any, accuracy: float, history: Any = None
+    name: str, seed: int, state: Mapping[str, Any], accuracy: float, pattern: Pattern | None
 ) -> Outcome:
-    """Gather the figures of one run from its parameters and masks."""
-    total = jaxprune.summary(params, masks, print_table=False).total
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    """Gather the figures of one run from its parameters, masks and, if trained, its history."""
+    figures = jaxprune.summary(state["params"], state["masks"], pattern=pattern, print_table=False)
+    if not figures.total.holds:
+        raise AssertionError(f"{name}: pruned weights are not zero, or not in their pattern")
+    history = state.get("history")
     return Outcome(
         name=name,
         seed=seed,
         accuracy=accuracy,
-        sparsity=total.sparsity,
-        kept=size - (total.size - total.kept),
-        parameters=size,
-        bytes_dense=nbytes,
-        bytes_compressed=nbytes - total.bytes_dense + total.bytes_compressed,
+        sparsity=figures.total.sparsity,
+        kept=figures.model.kept,
+        parameters=figures.model.size,
+        dense_bytes=figures.model.dense_bytes,
+        compressed_bytes=figures.model.compressed_bytes,
         seconds=None if history is None else float(history.seconds.sum()),
         history=None if history is None else {k: v.tolist() for k, v in history._asdict().items()},
     )
@@ -81,7 +83,8 @@ def publish(
     seconds: float,
 ) -> None:
     """Print the table; write the plot and the report beside the checkpoints."""
-    console.print(table(outcomes, times, f"{dataset.name}, {settings.epochs} epochs"))
+    size = f"{outcomes[0].parameters:,} parameters"
+    console.print(table(outcomes, times, f"{dataset.name}, {settings.epochs} epochs, {size}"))
     plot(outcomes, settings.out / "quickstart.png")
     content = {
         "settings": settings.decisive() | {"seed": settings.seed, "seeds": settings.seeds},
@@ -103,25 +106,18 @@ def publish(
 def table(outcomes: Sequence[Outcome], times: Mapping[str, StepTime], title: str) -> Table:
     """Return the table: a row per run, as mean and standard deviation over the seeds."""
     made = Table(title=title)
-    made.add_column("run")
-    for name in (
-        "test accuracy",
-        "sparsity",
-        "parameters kept",
-        "bytes",
-        "compressed",
-        "step time",
-    ):
-        made.add_column(name, justify="right")
+    made.add_column("run", no_wrap=True)
+    for name in ("accuracy", "sparsity", "kept", "dense", "compressed", "step time"):
+        made.add_column(name, justify="right", no_wrap=True)
     for name, runs in by_name(outcomes).items():
         first = runs[0]  # all seeds have the same shapes and counts
         made.add_row(
             name,
             spread([100 * run.accuracy for run in runs]),
-            f"{first.sparsity:.2%}",
-            f"{first.kept:,} of {first.parameters:,}",
-            f"{first.bytes_dense:,}",
-            f"{first.bytes_compressed:,}",
+            f"{first.sparsity:.1%}",
+            f"{first.kept:,}",
+            f"{first.dense_bytes / 1e3:,.0f} kB",
+            f"{first.compressed_bytes / 1e3:,.0f} kB",
             f"{times[name].ratio:.2f}x" if name in times else "-",
         )
     return made

@@ -8,6 +8,7 @@ All of sparse training is in `optimizers`: the dense optimizer, wrapped in one l
 loss and the training step do not know of it.
 """
 
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ from experiments.quickstart.settings import Settings, parse, prepare_folder
 from jaxprune import checkpoint
 from jaxprune.allocation import erdos_renyi_kernel as erk
 
+TWO_OF_FOUR = jaxprune.NM(2, 4)
+
 
 def optimizers(
     total_steps: int, learning_rate: float
@@ -45,7 +48,7 @@ def optimizers(
         # ------------------------- the one line ---------------------------------------------
         "90%": jaxprune.gradual(dense, rise(0.90), every=every, allocation=erk),
         "98%": jaxprune.gradual(dense, rise(0.98), every=every, allocation=erk),
-        "2:4": jaxprune.gradual(dense, rise(0.50), every=every, pattern=jaxprune.NM(2, 4)),
+        "2:4": jaxprune.gradual(dense, rise(0.50), every=every, pattern=TWO_OF_FOUR),
         # ------------------------------------------------------------------------------------
     }
 
@@ -74,7 +77,7 @@ class CNN(nn.Module):
 
 
 def space_to_depth(x: jax.Array) -> jax.Array:
-    """Turn 2 x 2 pixels into channels: four times less work, and four inputs for 2:4 to choose from."""
+    """Turn 2 x 2 pixels into channels: a quarter of the work, and four inputs for 2:4 to halve."""
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     x = x.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -158,11 +161,12 @@ class Trainer:
         pixels = dataset.train_images
         self.settings, self.data, self.seed = settings, data, seed
         self.model = CNN(dataset.num_classes, float(pixels.mean()), float(pixels.std()))
-        self.first = self.model.init(jax.random.key(seed), data.train_images[:1])["params"]
+        self.first = jax.jit(self.model.init)(jax.random.key(seed), data.train_images[:1])["params"]
         self.accuracy = make_accuracy(self.model, data)
         self.steps_per_epoch = len(pixels) // settings.batch_size
         self.chunks = min(8, self.steps_per_epoch)  # of an epoch: as often is progress noted
         self.optimizers = optimizers(self.total_steps, settings.learning_rate)
+        self.steps = {name: make_step(self.model, tx) for name, tx in self.optimizers.items()}
 
     @property
     def total_steps(self) -> int:
@@ -189,13 +193,12 @@ class Trainer:
         folder = self.folder(name)
         if checkpoint.latest_step(folder) is not None:
             done, state = checkpoint.restore(folder, state)
-        step = make_step(self.model, self.optimizers[name])
         row = bar.add_task(
             name, total=self.settings.epochs * self.chunks, completed=done * self.chunks, note=""
         )
         for epoch in range(done, self.settings.epochs):
             state = self.epoch(
-                epoch, step, state, lambda note: bar.update(row, advance=1, note=note)
+                epoch, self.steps[name], state, lambda note: bar.update(row, advance=1, note=note)
             )
             checkpoint.save(folder, epoch + 1, state)
         bar.update(row, note=f"test accuracy {state['history'].accuracy[-1]:.2%}")
@@ -227,31 +230,37 @@ class Trainer:
 def run_seed(trainer: Trainer, bar: Progress) -> tuple[list[report.Outcome], dict[str, Any]]:
     """Train all runs of one seed; return what they came to, and their last states."""
     states = {name: trainer.train(name, bar) for name in trainer.optimizers}
-    outcomes = []
     for name, state in states.items():
-        params, opt_state, history = state["params"], state["opt_state"], state["history"]
         if name == "dense":
-            masks = jaxprune.make_masks(params, 0.0)
+            state["masks"] = jaxprune.make_masks(state["params"], 0.0)
         else:
-            masks = jaxprune.get_masks(opt_state)
-            jaxprune.check(params, opt_state).raise_for_problems()
-        accuracy = float(history.accuracy[-1])
-        outcomes.append(report.outcome(name, trainer.seed, params, masks, accuracy, history))
+            state["masks"] = jaxprune.get_masks(state["opt_state"])
+            jaxprune.check(state["params"], state["opt_state"]).raise_for_problems()
 
     # The reference: the trained dense model, cut to 98% at once and not trained again.
-    cut, masks = jaxprune.prune(states["dense"]["params"], 0.98, allocation=erk)
-    accuracy = trainer.accuracy(cut)
-    outcomes.append(report.outcome("98% at once", trainer.seed, cut, masks, accuracy))
+    cut_at_once = jax.jit(functools.partial(jaxprune.prune, sparsity=0.98, allocation=erk))
+    cut, masks = cut_at_once(states["dense"]["params"])
+    pruned = {"98% at once": {"params": cut, "masks": masks}}
+    outcomes = [
+        report.outcome(
+            name,
+            trainer.seed,
+            state,
+            accuracy=trainer.accuracy(state["params"]),
+            pattern=TWO_OF_FOUR if name == "2:4" else None,
+        )
+        for name, state in {**states, **pruned}.items()
+    ]
     return outcomes, states
 
 
 def step_times(trainer: Trainer, states: Mapping[str, Any]) -> dict[str, timing.StepTime]:
-    """Time the steps of all runs side by side, in the middle of pruning: every mask update counts."""
+    """Time the steps of all runs side by side, amid pruning: changes of masks count."""
     begin, _, every = pruning_window(trainer.total_steps)
     batches = shuffled(len(trainer.data.train_labels), trainer.settings.batch_size, trainer.seed, 0)
 
     def block(name: str) -> Any:
-        step = make_step(trainer.model, trainer.optimizers[name])
+        step = trainer.steps[name]
         params, opt_state = states[name]["params"], states[name]["opt_state"]
         if isinstance(opt_state, jaxprune.transforms.State):
             opt_state = opt_state._replace(step=jnp.asarray(begin + 1, jnp.int32))

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 _SPLIT_OVER: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar(
@@ -29,12 +28,10 @@ def shards_of(array: jax.Array) -> int:
     return shards(mesh_axes(array, None))
 
 
-def sum_over_shards(flags: jax.Array) -> jax.Array:
-    """Return how many entries of a boolean array are True, over all shards that are known of."""
+def known_axes(array: jax.Array) -> tuple[str, ...]:
+    """Return the mesh axes over which an array is split, as far as anything says so."""
     given = _SPLIT_OVER.get()
-    names = _varying(flags) if given is None else given
-    count = jnp.sum(flags, dtype=jnp.int32)
-    return lax.psum(count, names) if names else count
+    return _varying(array) if given is None else given
 
 
 def shards(names: Sequence[str]) -> int:

@@ -1,10 +1,10 @@
 """Exact selection by counting digits: the same masks as the search, in fewer reads on a GPU.
 
-The image of a score (`images`) is resolved 11 bits at a time from the top: one read
-counts, for every value of the next digit, the entries that share the digits found so far. Three
-reads find the threshold of float32 scores, two that of bfloat16; one more writes the mask. The
-counts are kept per chunk of the array, so that the place of the last tied entry that is kept is
-found by reading one chunk. Counts of several arrays, or of several shards, are added.
+The image of a score (`images`) is resolved 11 bits at a time from the top: one read counts, for
+every value of the next digit, the entries that share the digits found so far. Three reads find the
+threshold of float32 scores, two that of bfloat16; one more writes the mask. The counts are kept per
+chunk of the array, so that the place of the last tied entry that is kept is found by reading one
+chunk. Counts of several arrays, or of several shards, are added.
 
 The counting is a Pallas kernel (`select_gpu_kernel`) for NVIDIA Hopper GPUs. It was run on jax
 0.11.2 and compiled on 0.12.0.1; where Pallas cannot build it, as on jax 0.10, the search is used.
@@ -26,8 +26,8 @@ from jaxprune._core.images import ordered_bits
 _BITS = 11
 _BINS = 1 << _BITS
 _TILE_BYTES = 8192  # what a block reads at once: 4 vectors of 16 bytes a thread
-_BLOCKS = 132 * 7  # multiprocessors of an H100, blocks whose counters fit into one
-_LEAST = 1 << 20  # below this many entries launches cost more than reads
+_BLOCKS = 132 * 6  # multiprocessors of an H100, blocks whose counters fit into one
+_LEAST = 1 << 16  # below this many entries both ways take the time of their launches
 _DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 
 Masks = Callable[[tuple[jax.Array, ...], Count], tuple[jax.Array, ...]]
@@ -100,10 +100,17 @@ def _digits(width: int) -> Iterator[tuple[int, int]]:
 def _locate(each: Count, wanted: Count) -> tuple[jax.Array, Count]:
     """Return the first place whose running count reaches ``wanted``, and the count before it."""
     # A sum of 2**11 low words stays below 2**27, so that the words can be summed apart.
-    running = counts.carry(jnp.cumsum(each.high), jnp.cumsum(each.low))
+    running = counts.carry(*(_running(word) for word in each))
     place = jnp.sum(~counts.at_least(running, wanted), dtype=jnp.int32)
     before = [jnp.where(place > 0, word[jnp.maximum(place - 1, 0)], 0) for word in running]
     return place, Count(*before)
+
+
+def _running(values: jax.Array) -> jax.Array:
+    """Return the running sums of a short vector: one fusion, where `jnp.cumsum` is several."""
+    place = lax.iota(jnp.int32, values.size)
+    upto = place[None, :] <= place[:, None]
+    return jnp.sum(jnp.where(upto, values[None, :], 0), axis=1, dtype=jnp.int32)
 
 
 class _Threshold(NamedTuple):
@@ -206,7 +213,7 @@ def masks(
 def serves(scores: tuple[jax.Array, ...], dtype: Any) -> bool:
     """Return whether the kernel can be used here, and pays.
 
-    It is used for 2**20 or more float32 or bfloat16 scores on an NVIDIA Hopper GPU that is the
+    It is used for 2**16 or more float32 or bfloat16 scores on an NVIDIA Hopper GPU that is the
     only device, or inside ``shard_map`` over all mesh axes. Elsewhere an array may be split over
     devices, which a kernel would gather.
     """
@@ -253,7 +260,7 @@ def _on_hopper() -> bool:
 @functools.cache
 def _builds() -> bool:
     """Return whether this version of Pallas lowers the kernel."""
-    array = jax.ShapeDtypeStruct((_LEAST,), jnp.float32)
+    array = jax.ShapeDtypeStruct((_TILE_BYTES,), jnp.float32)  # four tiles
     query = jax.ShapeDtypeStruct((2,), jnp.uint32)
     count = jax.jit(lambda x, q: count_digits_gpu(x, q, _cut(x)))
     try:

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu import utils as mosaic
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith
 
 from jaxprune._core.images import ordered_bits
+
+plgpu: Any = mosaic_gpu  # not type-checked: both differ between versions of jax
+mosaic: Any = utils
 
 # Lanes of a warp that meet in one counter wait for each other. Lanes count in different copies,
 # and the gap puts the copies of a counter in different banks.
@@ -28,14 +31,14 @@ _GAP = 32 // _COPIES
 def _add_one(bins: int) -> Any:
     """Return a device function that adds 1 to the counter of every slot below ``bins``."""
 
-    def emit(_: Any, counters: ir.Value, slots: Any) -> None:
+    def emit(_: Any, counters: Any, slots: Any) -> None:
         i32 = ir.IntegerType.get_signless(32)
         lane = arith.andi(mosaic.thread_idx(), mosaic.c(_COPIES - 1, i32))
         start = arith.muli(lane, mosaic.c(4 * (bins + _GAP), i32))
         base = mosaic.memref_ptr(counters)
         base = mosaic.getelementptr(base, [start], ir.IntegerType.get_signless(8))
 
-        def add(slot: ir.Value, _: Any) -> None:
+        def add(slot: Any, _: Any) -> None:
             inside = arith.cmpi(arith.CmpIPredicate.ult, slot, mosaic.c(bins, i32))
             counter = mosaic.getelementptr(base, [slot], i32)
             mosaic.inline_ptx("red.shared.add.u32 [$0], 1;", counter, predicate=inside)

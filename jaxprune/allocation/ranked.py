@@ -54,14 +54,14 @@ def global_(*, min_density: float = 0.0, min_kept: int = 0) -> Global:
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxprune
-      >>> params = {"a": jnp.array([[4.0, 3.0]]), "b": jnp.array([[2.0, 1.0]])}
+      >>> params = {"one": jnp.array([[4.0, 3.0]]), "two": jnp.array([[2.0, 1.0]])}
       >>> masks = jaxprune.make_masks(params, 0.5, allocation=jaxprune.allocation.global_())
-      >>> masks["a"], masks["b"]
-      (Array([[ True,  True]], dtype=bool), Array([[False, False]], dtype=bool))
+      >>> masks["one"].tolist(), masks["two"].tolist()
+      ([[True, True]], [[False, False]])
       >>> floor = jaxprune.allocation.global_(min_kept=1)
       >>> masks = jaxprune.make_masks(params, 0.5, allocation=floor)
-      >>> masks["a"], masks["b"]
-      (Array([[ True, False]], dtype=bool), Array([[ True, False]], dtype=bool))
+      >>> masks["one"].tolist(), masks["two"].tolist()
+      ([[True, False]], [[True, False]])
 
     Reference:
       Gupta et al., Is complexity required for neural network pruning? (Global MP),

@@ -1,4 +1,4 @@
-"""How many bytes a pruned weight takes in a compressed format: estimates from the formats' layout."""
+"""Bytes of a pruned weight in compressed formats, estimated from the formats' layout."""
 
 import math
 

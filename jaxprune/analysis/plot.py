@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-File: TypeAlias = str | os.PathLike[str]
+_File: TypeAlias = str | os.PathLike[str]
 
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; dashes beyond.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
-_INK, _FAINT, _GRID = "#333333", "#777777", "#dddddd"
+_INK, _FAINT, _GRID = "#333333", "#666666", "#dddddd"
 _TALLEST = 200.0  # inches, for models of very many layers
 
 
-def per_layer(summary: Summary, file: File) -> Path:
+def per_layer(summary: Summary, file: _File) -> Path:
     """Draw the sparsity of each weight as a bar.
 
     Args:
@@ -56,10 +56,8 @@ def per_layer(summary: Summary, file: File) -> Path:
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first layer on top
     axes.tick_params(axis="y", length=0)
     for place, row in zip(places, rows, strict=True):
-        text = f" {row.sparsity:.1%},  {row.kept:,} of {row.size:,}"
-        axes.annotate(
-            text, (100, place), xycoords=("data", "data"), va="center", size=7.5, color=_FAINT
-        )
+        text = f"  {row.sparsity:.1%}   {row.kept:,} of {row.size:,}"
+        axes.annotate(text, (100, place), va="center", size=7.5, color=_FAINT)
     axes.axvline(100 * total.sparsity, color=_COLOURS[1], linewidth=1.2, linestyle="--")
     axes.set_title(
         f"total {total.sparsity:.1%}: {total.kept:,} of {total.size:,} weights kept",
@@ -75,7 +73,7 @@ def per_layer(summary: Summary, file: File) -> Path:
 
 
 def over_time(
-    steps: Sequence[float] | Any, series: Mapping[str, Any] | Sequence[float] | Any, file: File
+    steps: Sequence[float] | Any, series: Mapping[str, Any] | Sequence[float] | Any, file: _File
 ) -> Path:
     """Draw sparsity over training steps as a line, or as several with labels.
 
@@ -108,7 +106,10 @@ def over_time(
     for index, (label, y) in enumerate(values.items()):
         dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
         colour = _COLOURS[index % len(_COLOURS)]
-        axes.plot(x, 100 * y, dash, color=colour, linewidth=1.8, label=label)
+        # Masks stay as they are between updates: steps, not slopes.
+        axes.step(
+            x, 100 * y, dash, where="post", color=colour, linewidth=1.8, label=label, clip_on=False
+        )
     axes.set_ylim(0, 100)
     axes.margins(x=0)
     axes.grid(color=_GRID, linewidth=0.7)
@@ -162,7 +163,7 @@ def _percent(axis: Any) -> None:
     axis.set_ticks(range(0, 101, 20))
 
 
-def _write(figure: "Figure", file: File) -> Path:
+def _write(figure: "Figure", file: _File) -> Path:
     file = Path(file)
     known = sorted(figure.canvas.get_supported_filetypes())
     if file.suffix[1:].lower() not in known:

@@ -1,5 +1,6 @@
 """How sparse is each weight, does it keep to its pattern, and what would it take to store?"""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,9 @@ def summary(
       >>> params = {"kernel": jnp.arange(32.0).reshape(8, 4), "bias": jnp.zeros(4)}
       >>> params, masks = jaxprune.prune(params, 0.75)
       >>> figures = jaxprune.analysis.summary(params, masks)
-      weight                │ shape │ kept │ of │ sparsity │ zeros exact │     dense │ compressed
+      weight ┃ shape ┃ kept ┃ of ┃ sparsity ┃ zeros exact ┃ dense ┃ compressed
+      ...
+      kernel │ 8 × 4 │ 8 │ 32 │ 75.00% │ yes │ 128 bytes │ 36 bytes
       ...
       >>> figures.total.kept, figures.total.sparsity, figures.model.compressed_bytes
       (8, 0.75, 52)
@@ -81,11 +84,13 @@ def summary(
 
 
 def _totals(rows: list[Row], dense: list[Row]) -> Summary:
+    total, model = together("total", rows), together("whole model", rows + dense)
     return Summary(
         rows=tuple(rows),
-        total=together("total", rows),
+        total=total,
         unprunable=together(f"not prunable ({len(dense)})", dense),
-        model=together("whole model", rows + dense),
+        # Leaves without a mask cannot break the pattern.
+        model=dataclasses.replace(model, pattern=total.pattern, holds=total.holds),
     )
 
 

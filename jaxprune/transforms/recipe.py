@@ -1,6 +1,7 @@
 """The one shape of sparse-training transforms: what a recipe fills in, and the common steps."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._core import paths
-from jaxprune._core.meshes import split_over, sum_over_shards
+from jaxprune._core.meshes import known_axes, split_over
 from jaxprune._core.packing import check_packable, is_packed, pack
 from jaxprune._core.prunable import Where, select
+from jaxprune._core.search import sums
 from jaxprune.transforms._copies import copied_leaves, zero_copies
 from jaxprune.transforms._state import (
     NEVER,
@@ -153,13 +155,14 @@ def wrap(
         moment = moment._replace(extra=recipe.watch(moment))
         given = paths.refill(updates, recipe.gradients(moment), _itself)
         steps, inner_state = extended.update(given, state.inner_state, params, **extra_args)
-        fires, after, inner_state = _changed(recipe, inner, moment, inner_state, params)
+        start = functools.partial(inner.init, params)
+        after, inner_state, health = _changed(recipe, moment, inner_state, state.health, start)
         copies = copied_leaves(inner, params) if recipe.land is land_on_zero else {}
         landed = recipe.land(after, _of_prunable(steps, after.masks))
         state = state._replace(
             step=optax.safe_increment(state.step),
             masks=_stored(params, after.masks, recipe.packed),
-            health=_examined(recipe, state, moment, fires),
+            health=health,
             extra=after.extra,
             inner_state=zero_copies(inner_state, copies, after.masks),
         )
@@ -184,31 +187,52 @@ def _moment(recipe: Recipe, updates: Tree, state: State, params: Tree | None) ->
 
 
 def _changed(
-    recipe: Recipe,
-    inner: optax.GradientTransformation,
-    moment: Moment,
-    inner_state: Any,
-    params: Tree,
-) -> tuple[jax.Array, Moment, Any]:
-    """Change masks where the timetable says so, and the inner optimizer's state with them."""
+    recipe: Recipe, moment: Moment, inner_state: Any, health: Health, start: Callable[[], Any]
+) -> tuple[Moment, Any, Health]:
+    """Change masks where the timetable says so, and the inner optimizer's state with them.
+
+    Nothing but masks goes through the ``lax.cond``, unless the method moves the inner optimizer's
+    state. Health is looked at inside the same one: whatever reads the weights must come before
+    what is computed from the masks, or the compiler copies donated parameters in every step.
+    """
+    held = inner_state if recipe.moments is not None else ()
+    before = (moment.masks, moment.extra, held)
+    seen = (health.came_back, health.nonfinite)
+    fires = jnp.bool_(True) if recipe.timetable is None else recipe.timetable.fires(moment.step)
+    lands = recipe.land is land_on_zero and bool(moment.masks)
+    due = health.changed == moment.step - 1 if lands else jnp.bool_(False)
 
     def change() -> tuple[Leaves, Tree, Any]:
         with split_over(recipe.axis_names):
             masks, extra = recipe.change(moment)
         if recipe.moments is None:
             return masks, extra, ()
-        fresh = inner.init(params)
-        return masks, extra, recipe.moments(inner_state, fresh, moment.masks, masks)
+        return masks, extra, recipe.moments(inner_state, start(), moment.masks, masks)
 
-    held = inner_state if recipe.moments is not None else ()
-    if recipe.timetable is None:
-        fires = jnp.bool_(True)
-        masks, extra, held = change()
-    else:
-        fires = recipe.timetable.fires(moment.step)
-        masks, extra, held = gate(fires, change, (moment.masks, moment.extra, held))
+    def examine() -> tuple[jax.Array, jax.Array]:
+        with split_over(recipe.axis_names):
+            return jax.tree.map(jnp.maximum, _not_zero(moment), seen)
+
+    def both() -> Any:
+        found = gate(due, examine, seen) if lands else seen
+        return gate(fires, change, before), found
+
+    (masks, extra, held), seen = gate(fires | due, both, (before, seen))
+    health = Health(jnp.where(fires, moment.step, health.changed), *seen)
     after = moment._replace(masks=masks, extra=extra)
-    return fires, after, held if recipe.moments is not None else inner_state
+    return after, inner_state if recipe.moments is None else held, health
+
+
+def _not_zero(moment: Moment) -> tuple[jax.Array, jax.Array]:
+    """Count, per weight, the pruned entries that came back and those that are not finite."""
+    back, wild = [], []
+    for path, mask in moment.masks.items():
+        weight = moment.weights[path]
+        conditions = [~mask & (weight != 0), ~mask & ~jnp.isfinite(weight)]
+        one, other = sums(conditions, None, known_axes(mask))
+        back.append(one)
+        wild.append(other)
+    return jnp.stack(back), jnp.stack(wild)
 
 
 def _check_inner(inner: Any) -> None:
@@ -261,24 +285,3 @@ def _matched(params: Tree | None, updates: Tree, state: State) -> tuple[Leaves, 
 def _of_prunable(tree: Tree, masks: Leaves) -> Leaves:
     leaves = paths.flatten(tree)
     return {path: leaves[path] for path in masks}
-
-
-def _examined(recipe: Recipe, state: State, moment: Moment, fires: jax.Array) -> Health:
-    """Count pruned weights that came back, on the call after a change of masks."""
-    health = state.health
-    seen = (health.came_back, health.nonfinite)
-    if recipe.land is not land_on_zero or not moment.masks:
-        return health
-
-    def counts() -> tuple[jax.Array, jax.Array]:
-        back, wild = [], []
-        with split_over(recipe.axis_names):
-            for path, mask in moment.masks.items():
-                weight = moment.weights[path]
-                back.append(sum_over_shards(~mask & (weight != 0)))
-                wild.append(sum_over_shards(~mask & ~jnp.isfinite(weight)))
-        found = (jnp.stack(back), jnp.stack(wild))
-        return jax.tree.map(jnp.maximum, found, seen)
-
-    seen = gate(health.changed == state.step - 1, counts, seen)
-    return Health(jnp.where(fires, state.step, health.changed), *seen)

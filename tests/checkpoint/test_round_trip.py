@@ -208,6 +208,7 @@ def test_the_container_may_change(tmp_path: Path):
     _, got = restore(tmp_path, {"params": nnx.state(model)})
     nnx.update(model, got["params"])
     assert states.bits(model.kernel[...]) == states.bits(weights["kernel"])
+    assert model.bias is not None
     assert states.bits(model.bias[...]) == states.bits(weights["bias"])
 
 
@@ -230,7 +231,10 @@ def test_masks_are_stored_as_bits(tmp_path: Path):
 
 def test_a_bit_an_entry_is_written(tmp_path: Path, rng: np.random.Generator):
     mask = rng.random((512, 512)) < 0.5  # incompressible
-    size = lambda root: sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+
+    def size(root: Path) -> int:
+        return sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+
     bits, whole = save(tmp_path, 0, {"m": mask}), save(tmp_path, 1, {"m": mask.astype(np.uint8)})
     assert mask.size / 8 < size(bits) < mask.size / 8 + 10_000
     assert size(bits) < size(whole)

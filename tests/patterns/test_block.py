@@ -70,7 +70,7 @@ def test_a_broken_block_does_not_hold():
     assert not bool(pattern.holds(mask.at[0, 2].set(True)))
 
 
-@pytest.mark.parametrize("spec", [("data",), (None, "data"), ("model", "data")], ids=str)
+@pytest.mark.parametrize("spec", [("data",), ("model", "data")], ids=str)
 def test_shards_that_cut_blocks_give_the_same_mask(
     spec: tuple[Any, ...], key: jax.Array, mesh: Mesh
 ):

@@ -1,0 +1,187 @@
+"""What a wrapped optimizer costs next to the bare one, on a decoder of ten million parameters.
+
+    python -m experiments.benchmarks.overhead
+
+Steps that change masks and steps that do not are timed apart: within a whole training step, and
+for the optimizer alone. Parameters and state are donated, as in training.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+from rich.table import Table
+
+import jaxprune
+from experiments.benchmarks import timing
+from experiments.benchmarks.decoder import Decoder, Size, loss
+
+Transform = optax.GradientTransformationExtraArgs
+Wrap = Callable[[optax.GradientTransformation, Any], Transform]
+END = 20_000  # more steps than are timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """One transform to measure.
+
+    Attributes:
+      quiet: wraps an optimizer so that no step but the first changes masks.
+      updating: wraps it so that every step does; None if the transform never does.
+    """
+
+    quiet: Wrap
+    updating: Wrap | None = None
+
+
+def _gradual(every: int, *, packed: bool) -> Wrap:
+    ramp = jaxprune.schedules.cubic(0.0, 0.9, begin=0, end=END)
+    return lambda inner, _: jaxprune.gradual(inner, ramp, every=every, packed=packed)
+
+
+def _static(*, packed: bool) -> Wrap:
+    def wrap(inner: optax.GradientTransformation, params: Any) -> Transform:
+        masks = jaxprune.make_masks(jaxprune.scores.magnitude(params), 0.9)
+        return jaxprune.static(inner, masks, packed=packed)
+
+    return wrap
+
+
+TRANSFORMS: dict[str, Wrapped] = {
+    "gradual": Wrapped(_gradual(END, packed=False), _gradual(1, packed=False)),
+    "gradual, packed": Wrapped(_gradual(END, packed=True), _gradual(1, packed=True)),
+    "static": Wrapped(_static(packed=False)),
+    "static, packed": Wrapped(_static(packed=True)),
+}
+
+
+class Loop:
+    """A compiled step and the parameters and state that it carries along."""
+
+    def __init__(
+        self, tx: optax.GradientTransformation, gradients: Callable[[Any], Any], params: Any
+    ):
+        """Compile; ``gradients`` turns parameters into a tree like them."""
+
+        def step(params: Any, opt_state: Any) -> tuple[Any, Any]:
+            updates, opt_state = tx.update(gradients(params), opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        self.params = jax.tree.map(jnp.copy, params)
+        self.opt_state = tx.init(self.params)
+        self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
+        self.step = (
+            jax.jit(step, donate_argnums=(0, 1)).lower(self.params, self.opt_state).compile()
+        )
+        memory = self.step.memory_analysis()
+        self.temporary_bytes = memory.temp_size_in_bytes if memory is not None else 0
+        self()  # the first step of every transform changes masks
+
+    def __call__(self) -> Any:
+        self.params, self.opt_state = self.step(self.params, self.opt_state)
+        return self.params
+
+
+def loops(gradients: Callable[[Any], Any], params: Any) -> dict[str, Loop]:
+    """Return the bare optimizer's loop and every transform's, quiet and updating."""
+    inner = optax.adamw(1e-5)
+    found = {"bare": Loop(inner, gradients, params)}
+    for name, wrapped in TRANSFORMS.items():
+        found[name] = Loop(wrapped.quiet(inner, params), gradients, params)
+        if wrapped.updating is not None:
+            found[f"{name}: update"] = Loop(wrapped.updating(inner, params), gradients, params)
+    return found
+
+
+def measure(
+    gradients: Mapping[str, Callable[[Any], Any]], params: Any, effort: timing.Effort
+) -> list[dict[str, Any]]:
+    """Time every loop; one row for each transform and kind of step."""
+    weights = sum(x.size for x in jax.tree.leaves(jaxprune.make_masks(params, 0.5)))
+    rows: dict[str, dict[str, Any]] = {}
+    for kind, gradient in gradients.items():
+        found = loops(gradient, params)
+        times = timing.medians(found, effort)
+        for name, loop in found.items():
+            row = rows.setdefault(name, {"name": name})
+            row[kind] = times[name]
+            row[f"{kind} / bare"] = times[name] / times["bare"]
+            row["state bytes a weight"] = (loop.state_bytes - found["bare"].state_bytes) / weights
+            extra = loop.temporary_bytes - found["bare"].temporary_bytes
+            row[f"{kind}: temporary bytes a weight"] = extra / weights
+    return list(rows.values())
+
+
+def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells."""
+    header = [
+        "optimizer",
+        "training step",
+        "to bare",
+        "optimizer alone",
+        "to bare",
+        "state B/weight",
+        "temporary B/weight",
+    ]
+    cells = [
+        [
+            row["name"],
+            timing.shown(row["step"]),
+            timing.ratio(row["step"], rows[0]["step"]),
+            timing.shown(row["optimizer"]),
+            timing.ratio(row["optimizer"], rows[0]["optimizer"]),
+            f"{row['state bytes a weight']:+.3f}",
+            f"{row['step: temporary bytes a weight']:+.2f}",
+        ]
+        for row in rows
+    ]
+    return header, cells
+
+
+def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
+    header, cells = table(rows)
+    shown = Table(*header, title=title)
+    for line in cells:
+        shown.add_row(*line)
+    Console().print(shown)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark."""
+    small = jax.default_backend() == "cpu"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch", type=int, default=4 if small else 32)
+    parser.add_argument("--length", type=int, default=64 if small else 256)
+    parser.add_argument("--layers", type=int, default=Size.layers)
+    parser.add_argument("--seconds", type=float, default=20.0 if small else 4.0)
+    parser.add_argument("--output", type=Path, default=timing.RESULTS)
+    args = parser.parse_args(argv)
+    model = Decoder(Size(layers=args.layers))
+    tokens = jax.random.randint(
+        jax.random.key(0), (args.batch, args.length + 1), 0, model.size.vocabulary
+    )
+    params = jax.jit(model.init)(jax.random.key(1), tokens[:, :-1])
+    fixed = jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x), params)
+    gradients = {
+        "step": jax.grad(lambda params: loss(model, params, tokens)),
+        "optimizer": lambda params: fixed,
+    }
+    count = sum(x.size for x in jax.tree.leaves(params))
+    rows = measure(gradients, params, timing.Effort(total=args.seconds))
+    where = f"{count / 1e6:.1f} million parameters, {args.batch} x {args.length} tokens"
+    _print(rows, f"a wrapped optimizer on {timing.device()['device']}: {where}")
+    command = shlex.join(["python", "-m", "experiments.benchmarks.overhead", *argv])
+    timing.save("overhead", command, {"what": where, "rows": rows}, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
