@@ -11,6 +11,7 @@ import jax
 
 import jaxprune
 from jaxprune import allocation, patterns, schedules, scores
+from jaxprune.types import Pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,24 @@ class Row:
 
     def __repr__(self) -> str:
         return self.name
+
+
+CALLS = 12
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class TransformRow(Row):
+    """A transform, with what it promises of its masks.
+
+    Attributes:
+      sparsities: of the masks after each of `CALLS` calls of update.
+      changes: the calls that may change masks; None for all.
+      pattern: which the masks obey from the last of them on.
+    """
+
+    sparsities: tuple[float, ...]
+    changes: tuple[int, ...] | None
+    pattern: Pattern = patterns.Unstructured()
 
 
 def row(name: str, make: Callable[..., Any], *needs: str, paper: str | None = None) -> Row:
@@ -89,17 +108,28 @@ SCHEDULES = (
     row("constant", lambda: schedules.constant(0.9)),
 )
 
-# make(inner, params) -> transform that ends at sparsity 0.5, by step 10 at the latest.
+# make(inner, params, **settings) -> transform that ends at sparsity 0.5 by call 11, counted from 0,
+# for leaves whose last two axes are multiples of 8; settings: packed.
+# Needs: "dense" (stores dense weights: only `final_params` are sparse); "regrows" (pruned weights
+# come back); "masked gradients" (the inner optimizer sees zeros for pruned weights); "own
+# gradients" (it sees what the method makes of them); "moves moments" (where masks change).
 TRANSFORMS = (
-    row(
+    TransformRow(
         "gradual",
-        lambda inner, params: jaxprune.gradual(
-            inner, schedules.cubic(0.0, 0.5, begin=2, end=10), every=4
+        lambda inner, params, **settings: jaxprune.gradual(
+            inner, schedules.cubic(0.0, 0.5, begin=2, end=8), every=4, **settings
         ),
+        sparsities=(0.0,) * 6 + (schedules.cubic(0.0, 0.5, begin=2, end=8).at(6),) * 2 + (0.5,) * 4,
+        changes=(2, 6, 8),
         paper="arXiv:1710.01878",
     ),
-    row(
+    TransformRow(
         "static",
-        lambda inner, params: jaxprune.static(inner, jaxprune.prune(params, 0.5)[1]),
+        lambda inner, params, **settings: jaxprune.static(
+            inner, jaxprune.prune(params, 0.5)[1], **settings
+        ),
+        frozenset({"masked gradients"}),
+        sparsities=(0.5,) * CALLS,
+        changes=(),
     ),
 )

@@ -4,6 +4,7 @@ Every cell and number in it is computed by the library, on two small kernels.
 """
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -171,7 +172,7 @@ def legend(figure: Figure) -> None:
         text(figure, x + 0.15, 0.33, word, size=7.5)
 
 
-def draw() -> Figure:
+def draw(file: Path) -> None:
     """Draw the picture."""
     figure = plt.figure(figsize=(WIDTH, HEIGHT))
     params = weights()
@@ -190,4 +191,4 @@ def draw() -> Figure:
     kernels(figure, lefts[4], landed, colours=style.SIGNED, low=-2.2, high=2.2)
     inputs(figure)
     legend(figure)
-    return figure
+    figure.savefig(file)

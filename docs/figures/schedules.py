@@ -1,7 +1,8 @@
 """The picture of the schedule page: the four ramps, and the steps at which masks change."""
 
+from pathlib import Path
+
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from docs.figures import style
 from jaxprune import schedules
@@ -22,7 +23,7 @@ LABELS = {  # where each name is written
 }
 
 
-def draw() -> Figure:
+def draw(file: Path) -> None:
     """Draw the picture."""
     figure, axes = plt.subplots(figsize=(7.2, 2.7), layout="constrained")
     changes = [*range(BEGIN, END, EVERY), END]
@@ -35,4 +36,4 @@ def draw() -> Figure:
     axes.set_yticks([0.0, 0.3, 0.6, FINAL])
     axes.grid(axis="y", color=style.FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure
+    figure.savefig(file)

@@ -1,16 +1,14 @@
-"""What the figures share: colours, type, cells, and how they are written."""
+"""What the figures share: colours, type and cells."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-FOLDER = Path(__file__).parent
 INK, GREY, FAINT, PAPER = "#1f2933", "#66727f", "#e7ecef", "#ffffff"
 TEAL, AMBER = "#0f766e", "#d97706"
 WORTH = LinearSegmentedColormap.from_list("worth", ["#eef4f3", "#8fc7bf", TEAL, "#0b3f3c"])
@@ -29,7 +27,7 @@ SETTINGS: Any = {
     "xtick.color": GREY,
     "ytick.color": GREY,
     "figure.facecolor": PAPER,
-    "svg.hashsalt": "jaxprune",  # the same file from every run
+    "svg.hashsalt": "jaxprune",
 }
 
 
@@ -49,14 +47,8 @@ def cells(
     axes.axis("off")
 
 
-def save(figure: Figure, name: str) -> Path:
-    """Write a figure next to the scripts."""
-    path = FOLDER / f"{name}.svg"
-    figure.savefig(path, metadata={"Date": None})
-    return path
-
-
 def use() -> None:
-    """Set the type and the colours of everything that is drawn from here on."""
+    """Set the type and the colours of all figures, and that every run writes the same files."""
     mpl.use("agg")
     mpl.rcParams.update(SETTINGS)
+    os.environ["SOURCE_DATE_EPOCH"] = "0"

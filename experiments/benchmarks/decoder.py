@@ -1,6 +1,7 @@
 """A plain decoder of about ten million parameters, to have a training step to compare with."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -48,7 +49,7 @@ class Decoder(nn.Module):
         return nn.Dense(self.size.vocabulary, use_bias=False)(nn.LayerNorm()(x))
 
 
-def loss(model: Decoder, params: optax.Params, tokens: jax.Array) -> jax.Array:
+def loss(model: Decoder, params: Any, tokens: jax.Array) -> jax.Array:
     """Return the mean cross-entropy of each next token."""
-    logits = model.apply(params, tokens[:, :-1])
+    logits = jnp.asarray(model.apply(params, tokens[:, :-1]))
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()

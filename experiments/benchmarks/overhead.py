@@ -8,11 +8,12 @@ for the optimizer alone. Parameters and state are donated, as in training.
 
 import argparse
 import dataclasses
+import functools
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,74 +64,68 @@ TRANSFORMS: dict[str, Wrapped] = {
 }
 
 
+class Work(NamedTuple):
+    """Where a step's gradients come from: ``gradients(params, data)``."""
+
+    gradients: Callable[[Any, Any], Any]
+    data: Any
+
+
 class Loop:
-    """A compiled step and the parameters and state that it carries along."""
+    """A compiled step, and the parameters and state that it carries along."""
 
-    def __init__(
-        self, tx: optax.GradientTransformation, gradients: Callable[[Any], Any], params: Any
-    ):
-        """Compile; ``gradients`` turns parameters into a tree like them."""
+    def __init__(self, tx: optax.GradientTransformation, work: Work, params: Any) -> None:
+        """Compile the step, and take the first, in which every transform changes masks."""
 
-        def step(params: Any, opt_state: Any) -> tuple[Any, Any]:
-            updates, opt_state = tx.update(gradients(params), opt_state, params)
+        def step(params: Any, opt_state: Any, data: Any) -> tuple[Any, Any]:
+            updates, opt_state = tx.update(work.gradients(params, data), opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
+        self.data = work.data
         self.params = jax.tree.map(jnp.copy, params)
         self.opt_state = tx.init(self.params)
         self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
-        self.step = (
-            jax.jit(step, donate_argnums=(0, 1)).lower(self.params, self.opt_state).compile()
-        )
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(self.params, self.opt_state, self.data)
+        self.step = lowered.compile()
         memory = self.step.memory_analysis()
         self.temporary_bytes = memory.temp_size_in_bytes if memory is not None else 0
-        self()  # the first step of every transform changes masks
+        jax.block_until_ready(self())
 
     def __call__(self) -> Any:
-        self.params, self.opt_state = self.step(self.params, self.opt_state)
+        self.params, self.opt_state = self.step(self.params, self.opt_state, self.data)
         return self.params
 
 
-def loops(gradients: Callable[[Any], Any], params: Any) -> dict[str, Loop]:
+def loops(work: Work, params: Any) -> dict[str, Loop]:
     """Return the bare optimizer's loop and every transform's, quiet and updating."""
     inner = optax.adamw(1e-5)
-    found = {"bare": Loop(inner, gradients, params)}
+    found = {"bare": Loop(inner, work, params)}
     for name, wrapped in TRANSFORMS.items():
-        found[name] = Loop(wrapped.quiet(inner, params), gradients, params)
+        found[name] = Loop(wrapped.quiet(inner, params), work, params)
         if wrapped.updating is not None:
-            found[f"{name}: update"] = Loop(wrapped.updating(inner, params), gradients, params)
+            found[f"{name}: update"] = Loop(wrapped.updating(inner, params), work, params)
     return found
 
 
-def measure(
-    gradients: Mapping[str, Callable[[Any], Any]], params: Any, effort: timing.Effort
-) -> list[dict[str, Any]]:
+def measure(works: Mapping[str, Work], params: Any, effort: timing.Effort) -> list[dict[str, Any]]:
     """Time every loop; one row for each transform and kind of step."""
     weights = sum(x.size for x in jax.tree.leaves(jaxprune.make_masks(params, 0.5)))
     rows: dict[str, dict[str, Any]] = {}
-    for kind, gradient in gradients.items():
-        found = loops(gradient, params)
+    for kind, work in works.items():
+        found = loops(work, params)
         times = timing.medians(found, effort)
         for name, loop in found.items():
             row = rows.setdefault(name, {"name": name})
             row[kind] = times[name]
-            row[f"{kind} / bare"] = times[name] / times["bare"]
-            row["state bytes a weight"] = (loop.state_bytes - found["bare"].state_bytes) / weights
+            row["state_bytes"] = (loop.state_bytes - found["bare"].state_bytes) / weights
             extra = loop.temporary_bytes - found["bare"].temporary_bytes
-            row[f"{kind}: temporary bytes a weight"] = extra / weights
+            row[f"{kind}_temporary_bytes"] = extra / weights
     return list(rows.values())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells."""
-    header = [
-        "optimizer",
-        "training step",
-        "to bare",
-        "optimizer alone",
-        "to bare",
-        "state B/weight",
-        "temporary B/weight",
-    ]
+    """Return header and cells; bytes are per prunable weight, beyond the bare optimizer's."""
+    header = ["optimizer", "step", "to bare", "alone", "to bare", "state bytes", "temporary bytes"]
     cells = [
         [
             row["name"],
@@ -138,8 +133,8 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             timing.ratio(row["step"], rows[0]["step"]),
             timing.shown(row["optimizer"]),
             timing.ratio(row["optimizer"], rows[0]["optimizer"]),
-            f"{row['state bytes a weight']:+.3f}",
-            f"{row['step: temporary bytes a weight']:+.2f}",
+            f"{row['state_bytes']:+.3f}",
+            f"{row['step_temporary_bytes']:+.2f}",
         ]
         for row in rows
     ]
@@ -170,12 +165,12 @@ def main(argv: Sequence[str]) -> int:
     )
     params = jax.jit(model.init)(jax.random.key(1), tokens[:, :-1])
     fixed = jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x), params)
-    gradients = {
-        "step": jax.grad(lambda params: loss(model, params, tokens)),
-        "optimizer": lambda params: fixed,
+    works = {
+        "step": Work(jax.grad(functools.partial(loss, model)), tokens),
+        "optimizer": Work(lambda params, gradients: gradients, fixed),
     }
     count = sum(x.size for x in jax.tree.leaves(params))
-    rows = measure(gradients, params, timing.Effort(total=args.seconds))
+    rows = measure(works, params, timing.Effort(total=args.seconds))
     where = f"{count / 1e6:.1f} million parameters, {args.batch} x {args.length} tokens"
     _print(rows, f"a wrapped optimizer on {timing.device()['device']}: {where}")
     command = shlex.join(["python", "-m", "experiments.benchmarks.overhead", *argv])

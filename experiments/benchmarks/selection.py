@@ -84,9 +84,15 @@ def expected_mask(scores: np.ndarray, k: int) -> np.ndarray:
     return mask
 
 
+_read = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
+_sort = jax.jit(jnp.sort)
+_top_k = jax.jit(lax.top_k, static_argnums=1)
+_select = jax.jit(jaxprune.top_k_mask)
+
+
 def _check(scores: jax.Array, k: int) -> int:
     """Return in how many places the mask is wrong."""
-    got = np.asarray(jax.jit(jaxprune.top_k_mask)(scores, jnp.int32(k)))
+    got = np.asarray(_select(scores, jnp.int32(k)))
     return int(np.sum(got != expected_mask(np.asarray(scores), k)))
 
 
@@ -107,23 +113,25 @@ def check_hard(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _cases(scores: jax.Array, k: int) -> dict[str, timing.Run]:
-    read, sort = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32)), jax.jit(jnp.sort)
-    top_k, select = jax.jit(lambda x: lax.top_k(x, k)), jax.jit(lambda x: jaxprune.top_k_mask(x, k))
-    return {
-        "read": lambda: read(scores),
-        "select": lambda: select(scores),
-        "sort": lambda: sort(scores),
-        "top_k": lambda: top_k(scores),
-    }
-
-
 def measure(n: int, dtype: str, kind: str, effort: timing.Effort) -> dict[str, Any]:
     """Time one size, type and input."""
     rng = np.random.default_rng(n)
     scores, k = jnp.asarray(TIMED[kind](rng, n)).astype(dtype), n // 10
-    row = {"n": n, "dtype": dtype, "input": kind, "k": k, "wrong": _check(scores, k)}
-    return row | timing.medians(_cases(scores, k), effort)
+    traced = jnp.int32(k)
+    kernel = "mosaic_gpu" in _select.lower(scores, traced).as_text()
+    row = {"n": n, "dtype": dtype, "input": kind, "k": k, "kernel": kernel}
+    cases: dict[str, timing.Run] = {
+        "read": lambda: _read(scores),
+        "select": lambda: _select(scores, traced),
+        "sort": lambda: _sort(scores),
+        "top_k": lambda: _top_k(scores, k),
+    }
+    return row | {"wrong": _check(scores, k)} | timing.medians(cases, effort)
+
+
+def power(n: int) -> str:
+    """Write a round number as 1e7."""
+    return f"{n:.0e}".replace("e+0", "e")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -131,7 +139,7 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     header = ["scores", "type", "input", "select", "in reads", "sort / select", "top_k / select"]
     cells = [
         [
-            f"{row['n']:.0e}".replace("e+0", "e"),
+            power(row["n"]),
             row["dtype"],
             row["input"],
             timing.shown(row["select"]),

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def sklearn_digits() -> Arrays:
         from sklearn.datasets import load_digits  # only this source needs it
     except ImportError as error:
         raise SourceError(f"{error}; install it with `pip install scikit-learn`") from error
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = (np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)[..., None]
     labels = np.asarray(bunch.target).astype(np.int32)
     test = np.arange(len(labels)) % 6 == 5

@@ -10,12 +10,15 @@ stops the whole process instead. The last line on standard error is the reason o
 import argparse
 import importlib.util
 import sys
+import types
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import image_feature
+from tensorflow_datasets.core.utils import lazy_imports_utils
 
 _CONNECT_SECONDS = 5
 
@@ -23,7 +26,7 @@ _CONNECT_SECONDS = 5
 def check(name: str, data_dir: str) -> None:
     """Ask for the head of the dataset's first address; honours proxies, as TFDS itself does."""
     builder = tfds.builder(name, data_dir=data_dir)
-    url = next(iter(builder.url_infos), None)
+    url = next(iter(builder.url_infos or ()), None)
     if url is not None and url.startswith("http"):
         try:
             requests.head(url, timeout=_CONNECT_SECONDS, allow_redirects=True)
@@ -34,14 +37,28 @@ def check(name: str, data_dir: str) -> None:
 def download(name: str, data_dir: str) -> None:
     """Prepare as ArrayRecord, which can be read without TensorFlow."""
     if importlib.util.find_spec("tensorflow") is None:
-        setattr(image_feature._ImageEncoder, "_encode_image", _encode_with_pillow)  # noqa: B010
+        do_without_tensorflow()
     tfds.disable_progress_bar()
     tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
-def _encode_with_pillow(encoder: Any, image: Any) -> bytes:
-    """Write the PNG or JPEG that TFDS would have TensorFlow write."""
-    from PIL import Image
+def do_without_tensorflow() -> None:
+    """Stand in for the little that TFDS has TensorFlow do: open files, and write PNG and JPEG.
+
+    A dataset that needs more fails with an AttributeError that names what is missing.
+    """
+    stand_in = types.ModuleType("tensorflow")
+    stand_in.__dict__["io"] = types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open))
+    stand_in.__dict__["compat"] = types.SimpleNamespace(as_text=str)
+    # What TFDS's modules call `tf` imports TensorFlow when an attribute is first asked for; it
+    # keeps the module here. In sys.modules it would be seen, and trusted, by others.
+    vars(lazy_imports_utils.tensorflow)["_module"] = stand_in
+    setattr(image_feature._ImageEncoder, "_encode_image", encode_with_pillow)  # noqa: B010
+
+
+def encode_with_pillow(encoder: Any, image: np.ndarray) -> bytes:
+    """Write an array [H, W, C] uint8 as TFDS would have TensorFlow write it."""
+    from PIL import Image  # only images that come as arrays need it
 
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     return encoder._encode_pil_image(picture)

@@ -10,13 +10,15 @@ import io
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import read_only_builder
+from tensorflow_datasets.core import constants, read_only_builder
 
 from experiments.data.dataset import Arrays, DamagedCacheError, Dataset, SourceError, sha256_of
+
+Builder: TypeAlias = Any  # a tfds.core.DatasetBuilder, whose annotations are wider than its values
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -100,7 +102,7 @@ def prepare(name: str, arrays: Arrays, *, source: str, data_dir: Path) -> Datase
 def read(name: str, data_dir: Path | None) -> Dataset:
     """Read a prepared TFDS dataset, ours or another's; `None` is TFDS's default folder."""
     try:
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+        builder: Builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ValueError as error:  # DatasetNotFoundError, or a name that TFDS cannot parse
         raise SourceError(f"no {name} prepared in {data_dir or tfds_default_dir()}") from error
     arrays = _read_arrays(builder)
@@ -118,10 +120,10 @@ def read(name: str, data_dir: Path | None) -> Dataset:
 
 def tfds_default_dir() -> str:
     """Return where TFDS keeps its data unless told otherwise."""
-    return str(tfds.core.constants.DATA_DIR)
+    return str(constants.DATA_DIR)
 
 
-def _read_arrays(builder: tfds.core.DatasetBuilder) -> Arrays:
+def _read_arrays(builder: Builder) -> Arrays:
     keys = builder.info.supervised_keys
     if not keys or not _is_image_classification(builder.info.features, keys):
         raise SourceError(f"{builder.name} is no image classification dataset: {keys=}")
@@ -141,7 +143,7 @@ def _is_image_classification(features: Any, keys: tuple[str, str]) -> bool:
     )
 
 
-def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(builder: Builder, split: str) -> tuple[np.ndarray, np.ndarray]:
     image_key, label_key = builder.info.supervised_keys
     images, labels = [], []
     for example in _examples(builder, split):
@@ -156,7 +158,7 @@ def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarr
     return np.stack(images), np.asarray(labels, np.int32)
 
 
-def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterable[dict[str, Any]]:
+def _examples(builder: Builder, split: str) -> Iterable[dict[str, Any]]:
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         decode = builder.info.features.deserialize_example_np
         files = builder.info.splits[split].filepaths

@@ -108,7 +108,7 @@ def make_step(model: CNN, tx: optax.GradientTransformation) -> Any:
     @jax.jit
     def step(params: Any, opt_state: Any, data: Data, batch: jax.Array) -> Any:
         def loss_of(params: Any) -> jax.Array:
-            logits = model.apply({"params": params}, data.train_images[batch])
+            logits: Any = model.apply({"params": params}, data.train_images[batch])
             labels = data.train_labels[batch]
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -125,7 +125,7 @@ def make_accuracy(model: CNN, data: Data) -> Any:
 
     @jax.jit
     def correct(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = model.apply({"params": params}, images)
+        logits: Any = model.apply({"params": params}, images)
         return jnp.sum(logits.argmax(-1) == labels, dtype=jnp.int32)
 
     def accuracy(params: Any) -> float:
@@ -141,8 +141,8 @@ def make_accuracy(model: CNN, data: Data) -> Any:
 def share_of_zeros(params: Any) -> jax.Array:
     """Return the share of kernel weights that are exactly zero."""
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
-    zeros = sum(jnp.sum(leaf == 0, dtype=jnp.int32) for leaf in kernels)
-    return zeros / np.float32(sum(leaf.size for leaf in kernels))
+    zeros = [jnp.sum(leaf == 0, dtype=jnp.int32) for leaf in kernels]
+    return jnp.sum(jnp.stack(zeros)) / np.float32(sum(leaf.size for leaf in kernels))
 
 
 def shuffled(size: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -159,6 +159,11 @@ class Trainer:
 
     def __init__(self, settings: Settings, dataset: Dataset, data: Data, seed: int) -> None:
         pixels = dataset.train_images
+        if settings.batch_size > len(pixels):
+            raise ValueError(
+                f"--batch-size {settings.batch_size} is more than the {len(pixels)} training "
+                f"images of {dataset.name}: give {len(pixels)} or less."
+            )
         self.settings, self.data, self.seed = settings, data, seed
         self.model = CNN(dataset.num_classes, float(pixels.mean()), float(pixels.std()))
         self.first = jax.jit(self.model.init)(jax.random.key(seed), data.train_images[:1])["params"]

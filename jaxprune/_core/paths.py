@@ -8,15 +8,19 @@ import optax
 
 Tree = Any
 
+_BOX = jax.tree_util.GetAttrKey("value")
+
 
 def path_of(key_path: tuple[Any, ...]) -> str:
     """Return the name of a leaf, as in ``encoder/Dense_0/kernel``.
 
-    NNX variables and boxed Linen parameters end in ``value``, which names the box and not the
-    parameter: it is dropped, so that one regular expression serves every framework.
+    NNX variables and boxed Linen parameters end in an attribute ``value``, which names the box and
+    not the parameter: it is dropped, so that one regular expression serves every framework. A key
+    of a dict is kept, as the ``value`` beside an attention's ``query`` and ``key``.
     """
-    path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-    return path.removesuffix("/value")
+    if len(key_path) > 1 and key_path[-1] == _BOX:
+        key_path = key_path[:-1]
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
 def flatten(tree: Tree) -> dict[str, Any]:

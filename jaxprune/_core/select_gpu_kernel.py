@@ -78,6 +78,9 @@ def _count_chunk(
     counts[block] = functools.reduce(jnp.add, [copy[...] for copy in copies])
 
 
+# Under its own jit it is lowered once for each shape: Pallas numbers what it lowers, so that equal
+# kernels would differ and be compiled once for every digit of every array.
+@functools.partial(jax.jit, static_argnames=("tile", "per_block", "bins"))
 def digit_counts(
     scores: jax.Array, query: jax.Array, *, tile: int, per_block: int, bins: int
 ) -> jax.Array:

@@ -10,7 +10,8 @@ from jaxprune.masks import Patterns
 from jaxprune.patterns import Unstructured
 from jaxprune.transforms import growth
 from jaxprune.transforms import moments as moment_rules
-from jaxprune.transforms.dynamic import cosine_drop, dynamic
+from jaxprune.transforms.drops import cosine_drop
+from jaxprune.transforms.dynamic import dynamic
 from jaxprune.transforms.moments import Moments
 from jaxprune.types import Allocation, Shapes
 
@@ -21,12 +22,14 @@ def rigl(
     *,
     end: int,
     every: int = 100,
+    begin: int | None = None,
     drop: float = 0.3,
     pattern: Patterns = Unstructured(),
     allocation: Allocation = allocations.erdos_renyi_kernel,
     where: Where = default_where,
     layers: Mapping[str, int] | None = None,
     moments: Moments = moment_rules.fresh,
+    regrow: bool = True,
     seed: int = 0,
     packed: bool = False,
     axis_names: Sequence[str] | None = None,
@@ -42,12 +45,14 @@ def rigl(
       sparsity: share of zeros among the prunable weights, in [0, 1).
       end: step from which masks stay; the paper takes 75% of training.
       every: steps between updates of the masks.
+      begin: as in `jaxprune.dynamic`.
       drop: share of the live weights that the first update drops, in [0, 1).
       pattern: as in `jaxprune.dynamic`.
       allocation: as in `jaxprune.make_masks`.
       where: as in `jaxprune.make_masks`.
       layers: as in `jaxprune.make_masks`.
       moments: as in `jaxprune.dynamic`.
+      regrow: as in `jaxprune.dynamic`.
       seed: seed of the first masks.
       packed: as in `jaxprune.gradual`.
       axis_names: as in `jaxprune.gradual`.
@@ -83,6 +88,7 @@ def rigl(
         sparsity,
         every=every,
         end=end,
+        begin=begin,
         drop=cosine_drop(drop, end),
         growth=growth.gradient,
         pattern=pattern,
@@ -90,6 +96,7 @@ def rigl(
         where=where,
         layers=layers,
         moments=moments,
+        regrow=regrow,
         seed=seed,
         packed=packed,
         axis_names=axis_names,

@@ -121,10 +121,10 @@ def _kernels(function: Callable[..., Any], scores: jax.Array, platform: str) -> 
 @pytest.mark.parametrize("platform", ["cuda", "cpu"])
 def test_the_kernel_serves_large_scores_compiled_for_cuda(platform: str, hopper: None) -> None:
     scores = jnp.zeros((2, 1 << 16), jnp.bfloat16)
-    reads = 2 if BUILDS and platform == "cuda" else 0
+    compiled = 1 if BUILDS and platform == "cuda" else 0  # called once for each digit
     warned = pytest.warns(RuntimeWarning, match="the search without a kernel is used")
     with contextlib.nullcontext() if BUILDS else warned:
-        assert _kernels(lambda x: select.top_k_mask(x[0], 9), scores, platform) == reads
+        assert _kernels(lambda x: select.top_k_mask(x[0], 9), scores, platform) == compiled
     assert _kernels(lambda x: select.top_k_mask(x[0, 1:], 9), scores, platform) == 0
     assert _kernels(lambda x: select.top_k_mask(x, 9, axis=1), scores, platform) == 0
     assert _kernels(lambda x: select.top_k_mask(x[0].astype(jnp.float16), 9), scores, platform) == 0

@@ -112,6 +112,15 @@ def test_a_run_is_not_continued_with_other_settings(whole: Path) -> None:
     assert checkpoint.latest_step(whole / "seed0" / "dense") == 2
 
 
+def test_a_batch_of_more_than_all_images_is_refused(whole: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", "digits", "--batch-size", "5000", "--out", str(tmp_path)]
+    with pytest.raises(ValueError) as caught:
+        train.main(arguments)
+    assert str(caught.value) == (
+        "--batch-size 5000 is more than the 1498 training images of digits: give 1498 or less."
+    )
+
+
 def test_batches_depend_on_seed_and_epoch_alone() -> None:
     first = train.shuffled(100, 16, seed=3, epoch=5)
     assert first.shape == (6, 16)

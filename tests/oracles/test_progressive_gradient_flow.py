@@ -64,7 +64,9 @@ def test_phases(recorded: Recorded) -> None:
     )
     seen = looking(tx, params)
     for epoch, want in enumerate(data["phase/w_forward"]):
-        np.testing.assert_allclose(seen(epoch * per_epoch), want.T, rtol=1e-6, atol=1e-6, err_msg=f"epoch {epoch}")
+        np.testing.assert_allclose(
+            seen(epoch * per_epoch), want.T, rtol=1e-6, atol=1e-6, err_msg=f"epoch {epoch}"
+        )
 
 
 @pytest.mark.parametrize("kind", ["sparsify", "fine"])

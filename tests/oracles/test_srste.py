@@ -27,14 +27,15 @@ def test_forward_mask_and_gradient(recorded: Recorded) -> None:
         case, n, m = match[1], int(match[2]), int(match[3])
         decay = BIG_DECAY if match[4] else DECAY
         tx = jaxprune.sr_ste(optax.sgd(1.0), jaxprune.NM(n, m), decay=decay)
-        params = {"kernel": to_flax(data[f"{case}/w"])}
+        params: Any = {"kernel": to_flax(data[f"{case}/w"])}
         upstream = {"kernel": to_flax(data[f"{case}/upstream"])}
         opt_state = tx.init(params)
 
         seen, pull = jax.vjp(lambda p, s=opt_state: jaxprune.forward_params(p, s), params)
         np.testing.assert_array_equal(seen["kernel"], to_flax(data[f"{case}/w_sparse"]))
         (grads,) = pull(upstream)
-        updates, opt_state = tx.update(grads, opt_state, params)
+        step: Any = tx.update(grads, opt_state, params)
+        updates, opt_state = step
         mask = jaxprune.get_masks(opt_state)["kernel"]
         np.testing.assert_array_equal(mask, to_flax(data[f"{case}/mask"]) != 0)
         # Plain SGD with rate 1 returns the gradient that the dense weight receives, negated.
@@ -46,7 +47,7 @@ def test_forward_mask_and_gradient(recorded: Recorded) -> None:
 def test_training_run(recorded: Recorded) -> None:
     data = recorded("srste")
     steps = sorted(int(m[1]) for m in data.matches(r"traj/x(\d+)"))
-    params = {
+    params: Any = {
         "kernel": jnp.asarray(data["traj/w0"].T),
         "bias": jnp.asarray(data["traj/b0"]),
     }

@@ -1,0 +1,102 @@
+"""Write docs/benchmarks.md from the measured files.
+
+python -m experiments.benchmarks.report
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks import overhead, selection, timing
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+Section = dict[str, Any]
+
+HEAD = """\
+# Benchmarks
+
+Measured, not asserted: no test looks at a clock. Times are medians of many samples, the cases of a
+table interleaved; the files that they come from are in `experiments/benchmarks/results`, and
+`python -m experiments.benchmarks.report` writes this page from them. Every table shows ratios to
+what a run does anyway. The commands also run on your machine and add its file.
+"""
+
+SELECTION = """\
+## Exact selection
+
+`jaxprune.top_k_mask` keeps exactly a tenth of the scores. `in reads` is its time over that of
+`jnp.sum`, one read of the scores; the other ratios say how much longer `jnp.sort` and `lax.top_k`
+take. Neither of them gives a mask yet, and both gather an array that is split over devices.
+Every mask was compared with numpy's.
+"""
+
+OVERHEAD = """\
+## A wrapped optimizer
+
+A Flax decoder trained with `optax.adamw`, bare and wrapped at sparsity 0.9, uniform over layers.
+`step` is a whole training step, `alone` the optimizer and `apply_updates`. Rows named `update`
+change masks in every step; a training run does that every `every` steps, and otherwise pays what
+the row above says. Bytes are per prunable weight, beyond what the bare optimizer has: in its
+state, and in the temporaries of the compiled step.
+"""
+
+
+def page(results: Sequence[dict[str, Section]]) -> str:
+    """Return the page's text."""
+    parts = [HEAD, SELECTION, *_tables(results, "selection", _selection), OVERHEAD]
+    parts += _tables(results, "overhead", _overhead)
+    return "\n".join(parts)
+
+
+def load(folder: Path = timing.RESULTS) -> list[dict[str, Section]]:
+    """Read the measured files, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def _tables(
+    results: Sequence[dict[str, Section]], name: str, body: Callable[[Section], str]
+) -> Iterator[str]:
+    for result in results:
+        if section := result.get(name):
+            where = f"### {section['device']}\n\n`{section['command']}`"
+            yield f"{where} (jax {section['jax']}, Python {section['python']}).\n\n{body(section)}"
+
+
+def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    aligned = ["---" if i == 0 else "---:" for i in range(len(header))]
+    lines = [f"| {' | '.join(line)} |" for line in (header, aligned, *cells)]
+    return "\n".join(lines) + "\n"
+
+
+def _selection(section: Section) -> str:
+    rows, hard = section["rows"], section["hard"]
+    ways = {row["kernel"] for row in rows}
+    used = {(True,): "a Pallas kernel counts", (False,): "by search, without a kernel"}
+    wrong = sum(row["wrong"] > 0 for row in [*rows, *hard])
+    checked = f"{len(rows) + len(hard)} masks compared, {wrong} wrong"
+    notes = [f"{used.get(tuple(ways), 'the kernel counts where it serves')}; {checked}."]
+    for other, name in (("sort", "jnp.sort"), ("top_k", "lax.top_k")):
+        slower = [_named(r) for r in rows if r[other] is not None and r[other] < r["select"]]
+        if slower:
+            notes.append(f"**Slower than `{name}`** for {', '.join(slower)}.")
+    notes = [note[0].upper() + note[1:] for note in notes]
+    return _markdown(*selection.table(rows)) + "\n" + " ".join(notes) + "\n"
+
+
+def _named(row: Section) -> str:
+    return f"{selection.power(row['n'])} {row['dtype']} ({row['input']})"
+
+
+def _overhead(section: Section) -> str:
+    what = section["what"][0].upper() + section["what"][1:]
+    return f"{what}.\n\n{_markdown(*overhead.table(section['rows']))}"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(load()))
+
+
+if __name__ == "__main__":
+    main()
