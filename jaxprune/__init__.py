@@ -3,6 +3,7 @@
 from jaxprune import allocation as allocation
 from jaxprune import analysis as analysis
 from jaxprune import checkpoint as checkpoint
+from jaxprune import initial as initial
 from jaxprune import patterns as patterns
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
@@ -24,13 +25,19 @@ from jaxprune.transforms import final_params as final_params
 from jaxprune.transforms import forward_params as forward_params
 from jaxprune.transforms import get_masks as get_masks
 from jaxprune.transforms import gradual as gradual
+from jaxprune.transforms import granet as granet
 from jaxprune.transforms import growth as growth
+from jaxprune.transforms import itop as itop
+from jaxprune.transforms import itop_rate as itop_rate
 from jaxprune.transforms import mdgf_exponential as mdgf_exponential
 from jaxprune.transforms import mdgf_linear as mdgf_linear
 from jaxprune.transforms import rigl as rigl
 from jaxprune.transforms import sdgf_geometric as sdgf_geometric
 from jaxprune.transforms import sdgf_stepwise as sdgf_stepwise
+from jaxprune.transforms import set_training as set_training
+from jaxprune.transforms import snfs as snfs
 from jaxprune.transforms import sr_ste as sr_ste
 from jaxprune.transforms import static as static
 from jaxprune.transforms import ste as ste
+from jaxprune.transforms import top_kast as top_kast
 from jaxprune.transforms import value_and_grad as value_and_grad

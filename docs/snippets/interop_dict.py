@@ -1,7 +1,8 @@
 import jax
 import jax.numpy as jnp
-import jaxprune
 import optax
+
+import jaxprune
 
 x = jax.random.normal(jax.random.key(1), (256, 8))
 y = jnp.argmax(x[:, :3], axis=1)

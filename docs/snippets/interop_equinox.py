@@ -1,8 +1,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxprune
 import optax
+
+import jaxprune
 
 
 class Net(eqx.Module):

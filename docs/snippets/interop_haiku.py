@@ -1,8 +1,9 @@
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import jaxprune
 import optax
+
+import jaxprune
 
 
 def forward(x):

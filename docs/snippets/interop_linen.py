@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
-import jaxprune
 import optax
 from flax import linen as nn
 from flax.training import train_state
+
+import jaxprune
 
 
 class Net(nn.Module):

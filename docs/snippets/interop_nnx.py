@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
-import jaxprune
 import optax
 from flax import nnx
+
+import jaxprune
 
 
 class Net(nnx.Module):

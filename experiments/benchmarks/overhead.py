@@ -9,7 +9,6 @@ for the optimizer alone. Parameters and state are donated, as in training.
 import argparse
 import dataclasses
 import functools
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -173,8 +172,7 @@ def main(argv: Sequence[str]) -> int:
     rows = measure(works, params, timing.Effort(total=args.seconds))
     where = f"{count / 1e6:.1f} million parameters, {args.batch} x {args.length} tokens"
     _print(rows, f"a wrapped optimizer on {timing.device()['device']}: {where}")
-    command = shlex.join(["python", "-m", "experiments.benchmarks.overhead", *argv])
-    timing.save("overhead", command, {"what": where, "rows": rows}, args.output)
+    timing.save("overhead", argv, {"what": where, "rows": rows}, args.output)
     return 0
 
 

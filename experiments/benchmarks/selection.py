@@ -6,7 +6,6 @@ Every mask is checked against numpy. A tenth of the scores is kept.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -178,8 +177,7 @@ def main(argv: Sequence[str]) -> int:
     rows = [measure(*case, effort) for case in progress]
     hard = list(check_hard(args.hard))
     _print(rows, hard)
-    command = shlex.join(["python", "-m", "experiments.benchmarks.selection", *argv])
-    timing.save("selection", command, {"rows": rows, "hard": hard}, args.output)
+    timing.save("selection", argv, {"rows": rows, "hard": hard}, args.output)
     return int(any(row["wrong"] for row in [*rows, *hard]))
 
 

@@ -5,9 +5,10 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,26 @@ def device() -> dict[str, Any]:
     }
 
 
-def save(section: str, command: str, content: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Put one benchmark's result into the file of this device, beside the other benchmarks'."""
+def save(section: str, settings: Sequence[str], content: Mapping[str, Any], folder: Path) -> Path:
+    """Put one benchmark's result into the file of this device, beside the other benchmarks'.
+
+    Args:
+      section: the benchmark's module.
+      settings: its command line; all but the folder is kept with the result.
+      content: what was measured.
+      folder: holds one file for each device.
+
+    Returns:
+      The path of the file.
+    """
     where = device()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{re.sub('[^a-z0-9]+', '-', where['device'].lower()).strip('-')}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
+    kept = [
+        word for i, word in enumerate(settings) if "--output" not in settings[max(0, i - 1) : i + 1]
+    ]
+    command = shlex.join(["python", "-m", f"experiments.benchmarks.{section}", *kept])
     known[section] = {**where, "command": command, **content}
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     return path

@@ -52,7 +52,8 @@ def do_without_tensorflow() -> None:
     stand_in.__dict__["compat"] = types.SimpleNamespace(as_text=str)
     # What TFDS's modules call `tf` imports TensorFlow when an attribute is first asked for; it
     # keeps the module here. In sys.modules it would be seen, and trusted, by others.
-    vars(lazy_imports_utils.tensorflow)["_module"] = stand_in
+    lazy: Any = lazy_imports_utils.tensorflow
+    lazy.__dict__["_module"] = stand_in
     setattr(image_feature._ImageEncoder, "_encode_image", encode_with_pillow)  # noqa: B010
 
 

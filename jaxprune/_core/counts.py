@@ -56,8 +56,8 @@ def where(chosen: jax.Array, a: Count, b: Count) -> Count:
 
 def between(count: Count, most: jax.Array) -> jax.Array:
     """Return the count clipped to [0, most] as int32; ``most`` is int32, not negative."""
-    enough = at_least(count, as_count(most))
-    return jnp.maximum(jnp.where(enough, most, to_int(count)), 0)
+    inside = jnp.where(count.high < 0, 0, to_int(count))  # far below 0 a word would wrap round
+    return jnp.where(at_least(count, as_count(most)), most, inside)
 
 
 def to_float(count: Count) -> jax.Array:

@@ -7,6 +7,11 @@ from jaxprune.allocation.given import PerLayer as PerLayer
 from jaxprune.allocation.given import Uniform as Uniform
 from jaxprune.allocation.given import per_layer as per_layer
 from jaxprune.allocation.given import uniform as uniform
+from jaxprune.allocation.plus import Spared as Spared
+from jaxprune.allocation.plus import erk_plus as erk_plus
+from jaxprune.allocation.plus import uniform_plus as uniform_plus
 from jaxprune.allocation.ranked import Global as Global
 from jaxprune.allocation.ranked import global_ as global_
 from jaxprune.allocation.ranked import minimum_threshold as minimum_threshold
+from jaxprune.allocation.read import FromMasks as FromMasks
+from jaxprune.allocation.read import from_masks as from_masks

@@ -1,5 +1,13 @@
-"""What is each weight worth? A score is any function ``(params, grads) -> tree``; higher = kept."""
+"""What is each weight worth? Higher = kept.
+
+A score is any function ``(params, grads) -> tree``, called by a transform at each update. Those
+that take a function and data, ``snip``, ``grasp`` and ``synflow``, are called by you, before
+training.
+"""
 
 from jaxprune.scores.chance import random as random
+from jaxprune.scores.flow import grasp as grasp
+from jaxprune.scores.flow import synflow as synflow
 from jaxprune.scores.gradients import taylor as taylor
+from jaxprune.scores.sensitivity import snip as snip
 from jaxprune.scores.weights import magnitude as magnitude

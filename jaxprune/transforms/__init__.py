@@ -7,7 +7,8 @@ from jaxprune.transforms._state import Method as Method
 from jaxprune.transforms._state import State as State
 from jaxprune.transforms._state import get_masks as get_masks
 from jaxprune.transforms._timetable import Timetable as Timetable
-from jaxprune.transforms.dynamic import cosine_drop as cosine_drop
+from jaxprune.transforms.drops import cosine_drop as cosine_drop
+from jaxprune.transforms.drops import linear_drop as linear_drop
 from jaxprune.transforms.dynamic import dynamic as dynamic
 from jaxprune.transforms.export import Report as Report
 from jaxprune.transforms.export import check as check
@@ -15,6 +16,9 @@ from jaxprune.transforms.export import final_params as final_params
 from jaxprune.transforms.export import forward_params as forward_params
 from jaxprune.transforms.export import value_and_grad as value_and_grad
 from jaxprune.transforms.gradual import gradual as gradual
+from jaxprune.transforms.granet import granet as granet
+from jaxprune.transforms.itop import itop as itop
+from jaxprune.transforms.itop import itop_rate as itop_rate
 from jaxprune.transforms.nm import sr_ste as sr_ste
 from jaxprune.transforms.nm import ste as ste
 from jaxprune.transforms.progressive import mdgf_exponential as mdgf_exponential
@@ -30,4 +34,7 @@ from jaxprune.transforms.recipe import masked_gradients as masked_gradients
 from jaxprune.transforms.recipe import stay_dense as stay_dense
 from jaxprune.transforms.recipe import wrap as wrap
 from jaxprune.transforms.rigl import rigl as rigl
+from jaxprune.transforms.set_training import set_training as set_training
+from jaxprune.transforms.snfs import snfs as snfs
 from jaxprune.transforms.static import static as static
+from jaxprune.transforms.top_kast import top_kast as top_kast

@@ -165,7 +165,8 @@ def _check_grown(growth: Growth, grown: Leaves, weights: Leaves) -> None:
             got = "none" if found is None else f"shape {found.shape}"
             raise ValueError(
                 f"growth={describe(growth)} must return scores of shape {weight.shape} for "
-                f"{path!r}, got {got}. A growth rule is a function (moment, key) -> {{path: scores}}."
+                f"{path!r}, got {got}. A growth rule is a function (moment, key) -> "
+                "{path: scores}."
             )
 
 

@@ -50,8 +50,8 @@ def dynamic(
     Masks start at random. At ``begin`` and every few steps after, below ``end``, each layer drops
     ``⌊drop · live⌋`` of its live weights, those of the least score, and grows as many: those that
     ``growth`` scores highest among the weights that are not kept. Grown weights start at zero.
-    The number of live weights of a layer never changes. `jaxprune.rigl`, `jaxprune.set_training` and `jaxprune.itop` are
-    this with their published settings.
+    The number of live weights of a layer never changes. `jaxprune.rigl`, `jaxprune.set_training`
+    and `jaxprune.itop` are this with their published settings.
 
     Args:
       inner: the optimizer to wrap; it sees zero gradients for pruned weights. ``optax.MultiSteps``
@@ -91,11 +91,11 @@ def dynamic(
       >>> import jaxprune
       >>> import optax
       >>> tx = jaxprune.dynamic(optax.sgd(0.1), 0.5, every=2, end=10, drop=0.5)
-      >>> params = {"kernel": jnp.arange(1.0, 17.0).reshape(4, 4)}
+      >>> params = {"kernel": jnp.arange(3.0, 19.0).reshape(4, 4)}
       >>> opt_state = tx.init(params)
       >>> first = jaxprune.get_masks(opt_state)["kernel"]
       >>> for _ in range(3):
-      ...     updates, opt_state = tx.update({"kernel": params["kernel"]}, opt_state, params)
+      ...     updates, opt_state = tx.update({"kernel": jnp.eye(4)}, opt_state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> last = jaxprune.get_masks(opt_state)["kernel"]
       >>> int(first.sum()), int(last.sum()), int((params["kernel"] != 0).sum())
@@ -113,7 +113,9 @@ def dynamic(
             drop=as_drop(drop),
             growth=growth,
             score=score,
-            rule=MaskRule(pattern, checked_allocation("allocation", allocation), dict(layers or {})),
+            rule=MaskRule(
+                pattern, checked_allocation("allocation", allocation), dict(layers or {})
+            ),
             where=where,
             moments=moments,
             regrow=regrow,

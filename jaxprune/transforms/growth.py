@@ -89,6 +89,7 @@ class Momentum:
         return {path: decay * m + grads[path].astype(jnp.float32) for path, m in before.items()}
 
     def __call__(self, moment: Moment, key: jax.Array) -> Leaves:
+        """Return the magnitudes of the momentum."""
         del key
         return {path: jnp.abs(leaf) for path, leaf in moment.extra.momentum.items()}
 

@@ -12,7 +12,7 @@ FLOORS = (
     {"_core", "types", "schedules"},
     {"scores", "patterns", "allocation", "formats", "graph"},
     {"masks", "structured", "kernels"},
-    {"transforms", "posttraining", "recovery", "analysis", "checkpoint", "execute"},
+    {"transforms", "initial", "posttraining", "recovery", "analysis", "checkpoint", "execute"},
     {"models"},
     {"cli", "__main__"},
 )

@@ -20,8 +20,8 @@ Step = Callable[[Tree, Any, Tree], tuple[Tree, Any]]
 PRUNABLE = ("hidden/kernel", "out/kernel")
 EXEMPT = ("hidden/bias", "norm/scale")
 SHAPES = {"hidden/kernel": (8, 16), "out/kernel": (16, 8)}
-# A power of two: what the optimizer multiplies is exact, fused or not.
-SGD = optax.sgd(0.25)
+# Powers of two: what the optimizer multiplies is exact, fused or not.
+SGD = optax.sgd(0.25, momentum=0.5)
 ADAM = optax.adam(0.125)
 
 

@@ -40,7 +40,7 @@ def _multi_steps(row: TransformRow) -> optax.GradientTransformation:
 
 
 def _injected(row: TransformRow) -> optax.GradientTransformation:
-    build = lambda learning_rate: rig.transform(row, optax.sgd(learning_rate))
+    build = lambda learning_rate: rig.transform(row, optax.sgd(learning_rate, momentum=0.5))
     return optax.inject_hyperparams(build)(learning_rate=0.25)
 
 

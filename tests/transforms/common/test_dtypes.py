@@ -1,0 +1,51 @@
+"""Every transform in the types in which people train."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxprune._core import paths
+from tests import third_party
+from tests.members import CALLS, TransformRow
+from tests.transforms.common import rig
+
+TYPES = [
+    (jnp.bfloat16, jnp.bfloat16),
+    (jnp.bfloat16, jnp.float32),
+    (jnp.float32, jnp.bfloat16),
+    (jnp.float16, jnp.bfloat16),
+]
+
+
+@functools.cache
+def decayed() -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize(("of_params", "of_grads"), TYPES)
+def test_pruned_weights_are_exactly_zero_in_every_type(
+    row: TransformRow, of_params: Any, of_grads: Any
+):
+    params = rig.parameters(of_params)
+    tx = rig.transform(row, decayed(), params)
+    apply, state = third_party.leniently(optax.apply_updates), tx.init(params)
+    for call in range(CALLS):
+        updates, state = tx.update(rig.gradients(call, of_grads), state, params)
+        for path, update in paths.flatten(updates).items():
+            assert path in rig.EXEMPT or update.dtype == _wide(update.dtype, of_params)
+        params = apply(params, updates)
+        found = rig.snapshot(params, state)
+        for path, mask in found.masks.items():
+            assert found.params[path].dtype == of_params
+            assert "dense" in row.needs or ((found.params[path] == 0) == ~mask).all()
+            assert (found.final[path] == 0).sum() > 0 or row.sparsities[call] == 0.0
+            assert np.isfinite(found.params[path].astype(np.float32)).all()
+
+
+def _wide(one: Any, other: Any) -> Any:
+    with third_party.lenient():
+        return jnp.promote_types(one, other)

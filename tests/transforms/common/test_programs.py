@@ -1,0 +1,93 @@
+"""Every transform inside what jax makes of a training step: the same numbers everywhere."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.laws.measure import compilations
+from tests.members import CALLS, TransformRow
+from tests.transforms.common import rig
+
+
+@functools.cache
+def compiled(row: TransformRow) -> rig.Step:
+    return jax.jit(rig.step_of(rig.transform(row, rig.SGD)), donate_argnums=(0, 1))
+
+
+def all_gradients() -> Any:
+    calls = [rig.gradients(call) for call in range(CALLS)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *calls)
+
+
+def assert_same(found: tuple[rig.Call, ...], expected: tuple[rig.Call, ...]) -> None:
+    for call, (one, other) in enumerate(zip(found, expected, strict=True)):
+        for some, others in zip(one, other, strict=True):
+            assert rig.equal(some, others), f"call {call}"
+
+
+def test_jit_is_eager(row: TransformRow):
+    assert_same(rig.train(rig.transform(row, rig.SGD), compiled(row)), rig.trained(row, rig.SGD))
+
+
+@pytest.mark.parametrize("initialise", [jax.jit, lambda init: init], ids=["jit", "eager"])
+def test_the_third_call_compiles_nothing(row: TransformRow, initialise: Any):
+    params = rig.parameters()
+    state = initialise(rig.transform(row, rig.SGD).init)(params)
+    for call in range(2):
+        params, state = compiled(row)(params, state, rig.gradients(call))
+    grads = rig.gradients(2)
+    with compilations() as found:
+        compiled(row)(params, state, grads)
+    assert not found
+
+
+def test_parameters_and_state_can_be_donated(row: TransformRow):
+    params = rig.parameters()
+    state = rig.transform(row, rig.SGD).init(params)
+    compiled(row)(params, state, rig.gradients(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((params, state.masks)))
+
+
+def test_packed_masks_are_the_same_and_take_a_bit_a_weight(row: TransformRow):
+    tx = rig.transform(row, rig.SGD, packed=True)
+    assert_same(rig.train(tx, jax.jit(rig.step_of(tx))), rig.trained(row, rig.SGD))
+    stored = jax.tree.leaves(tx.init(rig.parameters()).masks)
+    assert sum(leaf.nbytes for leaf in stored) == sum(np.prod(s) // 8 for s in rig.SHAPES.values())
+
+
+def test_it_can_be_scanned(row: TransformRow):
+    tx = rig.transform(row, rig.SGD)
+    step = rig.step_of(tx)
+
+    @jax.jit
+    def run(params: Any, grads: Any) -> Any:
+        body = lambda carry, grads: (step(*carry, grads), None)
+        return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
+
+    found = rig.snapshot(*run(rig.parameters(), all_gradients()))
+    assert_same((found,), rig.trained(row, rig.SGD)[-1:])
+
+
+def test_it_can_be_mapped_over_seeds_and_still_skips_what_is_not_due(row: TransformRow):
+    tx = rig.transform(row, rig.SGD)
+    both = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), tree)
+    params = both(rig.parameters())
+    state = jax.vmap(tx.init)(params)
+    step = jax.jit(jax.vmap(rig.step_of(tx))).lower(params, state, both(rig.gradients(0))).compile()
+    for call in range(CALLS):
+        params, state = step(params, state, both(rig.gradients(call)))
+    first = jax.tree.map(lambda leaf: leaf[0], (params, state))
+    assert_same((rig.snapshot(*first),), rig.trained(row, rig.SGD)[-1:])
+    assert (" conditional(" in step.as_text()) == (row.changes is not None)
+
+
+def test_init_and_update_can_be_traced_on_shapes(row: TransformRow):
+    tx, params = rig.transform(row, rig.SGD), rig.parameters()
+    state = jax.eval_shape(tx.init, params)
+    shape = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+    assert shape(state) == shape(tx.init(params))
+    assert shape(jax.eval_shape(rig.step_of(tx), params, state, params)[1]) == shape(state)
