@@ -4,10 +4,13 @@ What a member cannot do by nature stands in its row as a need; no test asks for 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import jaxprune
 from jaxprune import allocation, patterns, schedules, scores
@@ -69,6 +72,44 @@ SCORES = (
     row("taylor", lambda: scores.taylor, "grads", paper="arXiv:1611.06440"),
 )
 
+
+def _product(params: Any, x: jax.Array) -> jax.Array:
+    for weight in jax.tree.leaves(params):
+        x = jax.nn.relu(x.astype(weight.dtype) @ weight)
+    return x
+
+
+def _loss(params: Any, x: jax.Array, temperature: float = 1.0) -> jax.Array:
+    return ((_product(params, x) / temperature) ** 2).mean()
+
+
+def _batches(params: Any) -> list[jax.Array]:
+    rows = jax.tree.leaves(params)[0].shape[0]
+    drawn = np.random.default_rng(0).normal(size=(2, 5, rows)).astype(np.float32)
+    return [jnp.asarray(batch) for batch in drawn]
+
+
+def _snip(params: Any, masks: Any = None) -> Any:
+    return scores.snip(_loss, params, _batches(params), masks=masks, where=".*")
+
+
+def _grasp(params: Any, masks: Any = None) -> Any:
+    return scores.grasp(_loss, params, _batches(params), masks=masks, where=".*", temperature=2.0)
+
+
+def _synflow(params: Any, masks: Any = None) -> Any:
+    example = _batches(params)[0]
+    return scores.synflow(_product, params, example, masks=masks, where=".*")
+
+
+# make() -> what `initial.iterate` calls, `(params, masks) -> scores`, for matrices that multiply in
+# turn. Needs: "a loss" or "a function"; "signed" (a negative score says something).
+DATA_SCORES = (
+    row("snip", lambda: _snip, "a loss", paper="arXiv:1810.02340"),
+    row("grasp", lambda: _grasp, "a loss", "signed", paper="arXiv:2002.07376"),
+    row("synflow", lambda: _synflow, "a function", paper="arXiv:2006.05467"),
+)
+
 # make() -> pattern that fits shapes whose last two axes are multiples of 8.
 # Needs: "sums" (its scores are summed over devices).
 PATTERNS = (
@@ -78,13 +119,49 @@ PATTERNS = (
     row("Channel", lambda: patterns.Channel(-1), "sums", paper="arXiv:1608.08710"),
 )
 
-# make() -> allocation. Needs: "scores" (has no densities without them); "names" (of layers).
+_READ = {  # of the shapes of the laws, 1 of 1000 weights or one at least
+    "stem/kernel": (3, 3, 3, 16),
+    "body/kernel": (64, 128),
+    "twin/kernel": (64, 128),
+    "wide/kernel": (3, 3, 64, 256),
+    "head/kernel": (128, 10),
+}
+
+
+def _sparse_masks() -> dict[str, np.ndarray]:
+    sizes = {path: math.prod(shape) for path, shape in _READ.items()}
+    return {
+        path: (np.arange(size) < max(1, size // 1100)).reshape(_READ[path])
+        for path, size in sizes.items()
+    }
+
+
+# make() -> allocation. Needs: "scores" (has no densities without them); "names" (of layers);
+# "dense layers" (some keep a density of their own, so that not every sparsity can be reached).
 ALLOCATIONS = (
     row("uniform", lambda: allocation.uniform),
     row("erdos_renyi", lambda: allocation.erdos_renyi, paper="arXiv:1707.04780"),
     row("erdos_renyi_kernel", lambda: allocation.erdos_renyi_kernel, paper="arXiv:1911.11134"),
     row("per_layer", lambda: allocation.per_layer({"kernel": 0.5}), "names"),
     row("global_", lambda: allocation.global_(min_kept=1), "scores", paper="arXiv:2209.14624"),
+    row(
+        "uniform_plus",
+        lambda: allocation.uniform_plus(first="stem", last="head"),
+        "dense layers",
+        paper="arXiv:2202.02643",
+    ),
+    row(
+        "erk_plus",
+        lambda: allocation.erk_plus(last="head"),
+        "dense layers",
+        paper="arXiv:2202.02643",
+    ),
+    row(
+        "from_masks",
+        lambda: allocation.from_masks(_sparse_masks()),
+        "names",
+        paper="arXiv:2202.02643",
+    ),
 )
 
 # make() -> schedule that ends at sparsity 0.9, by step 20 at the latest.
@@ -112,7 +189,10 @@ SCHEDULES = (
 # for leaves whose last two axes are multiples of 8; settings: packed.
 # Needs: "dense" (stores dense weights: only `final_params` are sparse); "regrows" (pruned weights
 # come back); "masked gradients" (the inner optimizer sees zeros for pruned weights); "own
-# gradients" (it sees what the method makes of them); "moves moments" (where masks change).
+# gradients" (it sees what the method makes of them); "moves moments" (where masks change); "moves
+# counts" (between layers, and the total by a few).
+_REGROWS = frozenset({"regrows", "masked gradients", "moves moments"})
+
 TRANSFORMS = (
     TransformRow(
         "gradual",
@@ -131,5 +211,154 @@ TRANSFORMS = (
         frozenset({"masked gradients"}),
         sparsities=(0.5,) * CALLS,
         changes=(),
+    ),
+    TransformRow(
+        "dynamic",
+        lambda inner, params, **settings: jaxprune.dynamic(
+            inner,
+            0.5,
+            every=3,
+            end=9,
+            drop=0.5,
+            growth=jaxprune.growth.momentum(),
+            pattern=patterns.NM(2, 4),
+            **settings,
+        ),
+        _REGROWS,
+        sparsities=(0.5,) * CALLS,
+        changes=(3, 6),
+        pattern=patterns.NM(2, 4),
+        paper="arXiv:1911.11134",
+    ),
+    TransformRow(
+        "rigl",
+        lambda inner, params, **settings: jaxprune.rigl(
+            inner, 0.5, every=3, end=9, drop=0.5, allocation=allocation.uniform, **settings
+        ),
+        _REGROWS,
+        sparsities=(0.5,) * CALLS,
+        changes=(3, 6),
+        paper="arXiv:1911.11134",
+    ),
+    TransformRow(
+        "set_training",
+        lambda inner, params, **settings: jaxprune.set_training(
+            inner, 0.5, every=3, end=9, allocation=allocation.uniform, **settings
+        ),
+        _REGROWS,
+        sparsities=(0.5,) * CALLS,
+        changes=(3, 6),
+        paper="arXiv:1707.04780",
+    ),
+    TransformRow(
+        "itop",
+        lambda inner, params, **settings: jaxprune.itop(
+            inner, 0.5, every=4, end=12, allocation=allocation.uniform, **settings
+        ),
+        _REGROWS,
+        sparsities=(0.5,) * CALLS,
+        changes=(4, 8),
+        paper="arXiv:2102.02887",
+    ),
+    TransformRow(
+        "granet",
+        lambda inner, params, **settings: jaxprune.granet(
+            inner,
+            schedules.cubic(0.25, 0.5, begin=2, end=6),
+            every=3,
+            end=10,
+            allocation=allocation.uniform,
+            start=allocation.uniform,
+            **settings,
+        ),
+        _REGROWS,
+        sparsities=(0.25,) * 5
+        + (schedules.cubic(0.25, 0.5, begin=2, end=6).at(5),) * 3
+        + (0.5,) * 4,
+        changes=(2, 3, 5, 6, 8, 9),
+        paper="arXiv:2106.10404",
+    ),
+    TransformRow(
+        "snfs",
+        lambda inner, params, **settings: jaxprune.snfs(inner, 0.5, every=3, end=9, **settings),
+        frozenset({"regrows", "moves counts"}),
+        sparsities=(0.5,) * CALLS,
+        changes=(3, 6),
+        paper="arXiv:1907.04840",
+    ),
+    TransformRow(
+        "top_kast",
+        lambda inner, params, **settings: jaxprune.top_kast(
+            inner, 0.5, backward_sparsity=0.25, **settings
+        ),
+        frozenset({"dense", "regrows", "own gradients"}),
+        sparsities=(0.5,) * CALLS,
+        changes=None,
+        paper="arXiv:2106.03517",
+    ),
+    TransformRow(
+        "ste",
+        lambda inner, params, **settings: jaxprune.ste(inner, patterns.NM(2, 4), **settings),
+        frozenset({"dense", "regrows"}),
+        sparsities=(0.5,) * CALLS,
+        changes=None,
+        pattern=patterns.NM(2, 4),
+        paper="arXiv:2102.04010",
+    ),
+    TransformRow(
+        "sr_ste",
+        lambda inner, params, **settings: jaxprune.sr_ste(inner, patterns.NM(2, 4), **settings),
+        frozenset({"dense", "regrows", "own gradients"}),
+        sparsities=(0.5,) * CALLS,
+        changes=None,
+        pattern=patterns.NM(2, 4),
+        paper="arXiv:2102.04010",
+    ),
+    TransformRow(
+        "mdgf_linear",
+        lambda inner, params, **settings: jaxprune.mdgf_linear(
+            inner, patterns.NM(2, 4), begin=2, end=8, **settings
+        ),
+        frozenset({"dense", "regrows"}),
+        sparsities=(0.5,) * CALLS,
+        changes=None,
+        pattern=patterns.NM(2, 4),
+        paper="arXiv:2402.04744",
+    ),
+    TransformRow(
+        "mdgf_exponential",
+        lambda inner, params, **settings: jaxprune.mdgf_exponential(
+            inner, patterns.NM(2, 4), begin=2, end=8, decay=0.5, **settings
+        ),
+        frozenset({"dense", "regrows"}),
+        sparsities=(0.5,) * CALLS,
+        changes=None,
+        pattern=patterns.NM(2, 4),
+        paper="arXiv:2402.04744",
+    ),
+    TransformRow(
+        "sdgf_stepwise",
+        lambda inner, params, **settings: jaxprune.sdgf_stepwise(
+            inner, patterns.NM(2, 4), begin=2, end=8, **settings
+        ),
+        frozenset({"dense", "regrows"}),
+        sparsities=(0.0,) * 2 + (0.25,) * 3 + (0.5,) * 7,
+        changes=tuple(range(CALLS)),
+        pattern=patterns.NM(2, 4),
+        paper="arXiv:2402.04744",
+    ),
+    TransformRow(
+        "sdgf_geometric",
+        lambda inner, params, **settings: jaxprune.sdgf_geometric(
+            inner,
+            {"hidden": patterns.NM(1, 2, axis=1), ".*": patterns.NM(1, 2, axis=0)},
+            begin=0,
+            end=8,
+            **settings,
+        ),
+        frozenset({"dense", "regrows"}),
+        sparsities=(0.5,) * CALLS,
+        changes=None,
+        paper="arXiv:2402.04744",
     ),
 )

@@ -14,9 +14,9 @@ class Size:
     """The shape of the model."""
 
     vocabulary: int = 256
-    width: int = 320
-    heads: int = 5
-    layers: int = 8
+    width: int = 640
+    heads: int = 10
+    layers: int = 2
 
 
 class Block(nn.Module):

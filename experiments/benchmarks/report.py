@@ -70,11 +70,11 @@ def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _selection(section: Section) -> str:
-    rows, hard = section["rows"], section["hard"]
+    rows = section["rows"]
+    masks, wrong = selection.checked(rows, section["hard"])
     ways = {row["kernel"] for row in rows}
     used = {(True,): "a Pallas kernel counts", (False,): "by search, without a kernel"}
-    wrong = sum(row["wrong"] > 0 for row in [*rows, *hard])
-    checked = f"{len(rows) + len(hard)} masks compared, {wrong} wrong"
+    checked = f"{masks} masks compared, {wrong} wrong"
     notes = [f"{used.get(tuple(ways), 'the kernel counts where it serves')}; {checked}."]
     for other, name in (("sort", "jnp.sort"), ("top_k", "lax.top_k")):
         slower = [_named(r) for r in rows if r[other] is not None and r[other] < r["select"]]

@@ -37,7 +37,9 @@ def optimizers(
 ) -> dict[str, optax.GradientTransformationExtraArgs]:
     """Return the optimizer of each run. A sparse one is the dense one, wrapped in one line."""
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, total_steps // 20, total_steps)
-    dense = optax.adam(rate)
+    # Decay shrinks what the loss does not hold up, so that magnitude tells what a weight is worth
+    # and not what it began as.
+    dense = optax.adamw(rate, weight_decay=0.3)
     begin, end, every = pruning_window(total_steps)
 
     def rise(final: float) -> jaxprune.schedules.Polynomial:

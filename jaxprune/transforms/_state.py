@@ -139,5 +139,17 @@ def _merged(first: Tree, second: Tree) -> Tree:
 
 
 def stored_masks(state: State) -> dict[str, jax.Array]:
-    """Return ``{path: boolean mask}`` of one state."""
-    return paths.flatten(jax.tree.map(unpack, state.masks, is_leaf=is_packed))
+    """Return ``{path: boolean mask}`` of one state.
+
+    Raises:
+      TypeError: something outside has computed with the state.
+    """
+    masks = paths.flatten(jax.tree.map(unpack, state.masks, is_leaf=is_packed))
+    for path, mask in masks.items():
+        if mask.dtype != jnp.bool_:
+            raise TypeError(
+                f"the stored mask of {path!r} has dtype {mask.dtype}, not bool: a transform around "
+                f"jaxprune.{state.method.name} computes with its state, as optax.contrib.sam does "
+                "with opaque_mode=False. Put it inside, around the optimizer."
+            )
+    return masks

@@ -157,12 +157,13 @@ class _Plan:
     @classmethod
     def of(cls, sparsity: Any, every: int, end: int) -> "_Plan":
         schedule = sparsity if callable(sparsity) else schedules.constant(sparsity)
-        if not hasattr(schedule, "at"):
+        at = getattr(schedule, "at", None)
+        if at is None:
             raise ValueError(
                 f"sparsity={describe(schedule)} must be a number or a schedule of "
                 "jaxprune.schedules, whose values are known before training."
             )
-        begin, stop = schedule.begin, schedule.end
+        begin, stop = (getattr(schedule, name, None) for name in ("begin", "end"))
         grid = _regrow.every_few(every, begin, end)
         if every < 2:
             raise ValueError(
@@ -175,8 +176,8 @@ class _Plan:
                 f"end={end} and every={every} leave no update from step {stop} on, where "
                 f"sparsity={describe(schedule)} ends. Train longer, or end the schedule earlier."
             )
-        before = as_sparsity("sparsity", schedule.at((begin or 0) - 1))
-        values = tuple(as_sparsity("sparsity", schedule.at(step)) for step in grid.steps())
+        before = as_sparsity("sparsity", at((begin or 0) - 1))
+        values = tuple(as_sparsity("sparsity", at(step)) for step in grid.steps())
         text = f"{describe(schedule)}|{every}|{end}"
         return cls(text, _Paired(grid.begin, grid.every, grid.end), before, values)
 

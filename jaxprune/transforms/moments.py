@@ -87,14 +87,14 @@ def _map_owned(fn: Callable[..., Any], state: Tree, start: Tree, old: Tree, new:
     """Apply ``fn(leaf, fresh leaf, old mask, new mask)`` to the leaves that belong to a weight."""
 
     def one(key_path: Any, leaf: Any, first: Any) -> Any:
-        owner = owner_of(paths.path_of(key_path), jnp.shape(leaf), old)
+        owner = _owner_of(paths.path_of(key_path), jnp.shape(leaf), old)
         floating = owner is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
         return fn(leaf, first, old[owner], new[owner]) if floating else leaf
 
     return jax.tree_util.tree_map_with_path(one, state, start)
 
 
-def owner_of(path: str, shape: tuple[int, ...], masks: dict[str, jax.Array]) -> str | None:
+def _owner_of(path: str, shape: tuple[int, ...], masks: dict[str, jax.Array]) -> str | None:
     """Return the weight to which a leaf of an optimizer's state belongs, by suffix and shape."""
     owners = [
         name

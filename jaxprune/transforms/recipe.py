@@ -49,17 +49,61 @@ def everything(weight: jax.Array) -> jax.Array:
 
     The condition is always true, NaN included, and no compiler folds it into a constant, which
     would live on one device.
+
+    Args:
+      weight: floating-point array.
+
+    Returns:
+      Boolean array of the weight's shape, all True.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> jaxprune.transforms.everything(jnp.array([1.0, jnp.nan])).tolist()
+      [True, True]
     """
     return (weight == weight) | (weight != weight)
 
 
 def dense_gradients(moment: Moment) -> Leaves:
-    """Let the inner optimizer see the gradients of all weights."""
+    """Let the inner optimizer see the gradients of all weights.
+
+    Args:
+      moment: the present weights, gradients and masks.
+
+    Returns:
+      ``{path: gradient}``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune import transforms
+      >>> leaves = {"w": jnp.array([1.0, 2.0])}
+      >>> masks, zero = {"w": jnp.array([True, False])}, jnp.zeros((), jnp.int32)
+      >>> moment = transforms.Moment(zero, zero, leaves, leaves, masks, (), dict)
+      >>> transforms.dense_gradients(moment)["w"].tolist()
+      [1.0, 2.0]
+    """
     return moment.grads
 
 
 def masked_gradients(moment: Moment) -> Leaves:
-    """Let the inner optimizer see zero gradients for pruned weights."""
+    """Let the inner optimizer see zero gradients for pruned weights.
+
+    Args:
+      moment: the present weights, gradients and masks.
+
+    Returns:
+      ``{path: gradient}``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune import transforms
+      >>> leaves = {"w": jnp.array([1.0, 2.0])}
+      >>> masks, zero = {"w": jnp.array([True, False])}, jnp.zeros((), jnp.int32)
+      >>> moment = transforms.Moment(zero, zero, leaves, leaves, masks, (), dict)
+      >>> transforms.masked_gradients(moment)["w"].tolist()
+      [1.0, 0.0]
+    """
     grads = moment.grads
     return {p: jnp.where(m, grads[p], jnp.zeros_like(grads[p])) for p, m in moment.masks.items()}
 
@@ -68,12 +112,45 @@ def land_on_zero(moment: Moment, steps: Leaves) -> Leaves:
     """Move kept weights by the inner optimizer's step, and pruned ones to exactly zero.
 
     ``w + (−w)`` is exactly 0 in every floating-point format, if the update can hold ``−w``.
+
+    Args:
+      moment: the present weights, gradients and masks.
+      steps: ``{path: update}`` of the inner optimizer.
+
+    Returns:
+      ``{path: update}``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune import transforms
+      >>> leaves = {"w": jnp.array([1.0, 2.0])}
+      >>> masks, zero = {"w": jnp.array([True, False])}, jnp.zeros((), jnp.int32)
+      >>> moment = transforms.Moment(zero, zero, leaves, leaves, masks, (), dict)
+      >>> transforms.land_on_zero(moment, {"w": jnp.array([0.5, 0.5])})["w"].tolist()
+      [0.5, -2.0]
     """
     return {p: _landing(m, steps[p], moment.weights[p]) for p, m in moment.masks.items()}
 
 
 def stay_dense(moment: Moment, steps: Leaves) -> Leaves:
-    """Move all weights by the inner optimizer's step: the method stores dense parameters."""
+    """Move all weights by the inner optimizer's step: the method stores dense parameters.
+
+    Args:
+      moment: the present weights, gradients and masks.
+      steps: ``{path: update}`` of the inner optimizer.
+
+    Returns:
+      ``{path: update}``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune import transforms
+      >>> leaves = {"w": jnp.array([1.0, 2.0])}
+      >>> masks, zero = {"w": jnp.array([True, False])}, jnp.zeros((), jnp.int32)
+      >>> moment = transforms.Moment(zero, zero, leaves, leaves, masks, (), dict)
+      >>> transforms.stay_dense(moment, {"w": jnp.array([0.5, 0.5])})["w"].tolist()
+      [0.5, 0.5]
+    """
     del moment
     return steps
 
@@ -129,7 +206,33 @@ class Recipe:
 def wrap(
     inner: optax.GradientTransformation, recipe: Recipe
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the transform that trains with ``inner`` and keeps weights sparse by a recipe."""
+    """Return the transform that trains with ``inner`` and keeps weights sparse by a recipe.
+
+    Args:
+      inner: the optimizer to wrap.
+      recipe: what the method does.
+
+    Returns:
+      An optax transform whose state is a `State`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from jaxprune import transforms
+      >>> recipe = transforms.Recipe(
+      ...     method=transforms.Method("negative"),
+      ...     text="prune what is negative at steps 0 and 1",
+      ...     where=".*",
+      ...     timetable=transforms.Timetable(begin=0, every=1, end=1),
+      ...     init=lambda ws: ({p: transforms.everything(w) for p, w in ws.items()}, ()),
+      ...     change=lambda moment: ({p: w >= 0 for p, w in moment.weights.items()}, ()),
+      ... )
+      >>> tx = transforms.wrap(optax.sgd(0.0), recipe)
+      >>> params = {"kernel": jnp.array([[1.0, -2.0]])}
+      >>> updates, opt_state = tx.update(params, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[1.0, 0.0]]
+    """
     _check_inner(inner)
     extended = optax.with_extra_args_support(inner)
 

@@ -137,8 +137,8 @@ def test_a_whole_model_that_the_optimizer_cannot_take_is_refused():
     with pytest.raises(TypeError) as error:
         tx.init(model)
     assert str(error.value) == (
-        "params holds leaves that are not arrays, which the inner optimizer does not take: "
-        "attention/dropout/p (float), attention/dropout/inference (bool), mlp/activation "
-        "(custom_jvp), mlp/final_activation (function), activation (PjitFunction). Pass the "
-        "arrays alone, as with eqx.filter(model, eqx.is_inexact_array)."
+        "params holds leaves that are not arrays, and the inner optimizer does not take them: "
+        "mlp/activation (custom_jvp), mlp/final_activation (function), activation "
+        "(PjitFunction). Pass the arrays alone, as with "
+        "eqx.filter(model, eqx.is_inexact_array)."
     )

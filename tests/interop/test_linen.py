@@ -24,6 +24,9 @@ class Net(nn.Module):
         return nn.Dense(CLASSES)(x)
 
 
+MODEL = Net()  # one for all: a jitted step is compiled anew for another `apply_fn`
+
+
 class State(train_state.TrainState):
     batch_stats: Any
 
@@ -63,9 +66,8 @@ class TestLinen(Laws):
     )
 
     def start(self, tx: optax.GradientTransformationExtraArgs) -> State:
-        model = Net()
-        variables = leniently(model.init)(jax.random.key(0), batch()[0])
-        return State.create(apply_fn=model.apply, tx=tx, **variables)
+        variables = leniently(MODEL.init)(jax.random.key(0), batch()[0])
+        return State.create(apply_fn=MODEL.apply, tx=tx, **variables)
 
     def step(self, job: State, batch: Any) -> tuple[State, jax.Array]:
         return train_step(job, *batch)

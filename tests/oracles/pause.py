@@ -26,7 +26,10 @@ def pausable(tx: optax.GradientTransformation) -> optax.GradientTransformationEx
 
 def moments_of(inner_state: Any) -> Any:
     """The momentum of SGD somewhere in an optimizer's state."""
-    is_trace = lambda node: isinstance(node, optax.TraceState)
+
+    def is_trace(node: Any) -> bool:
+        return isinstance(node, optax.TraceState)
+
     nodes = jax.tree.leaves(inner_state, is_leaf=is_trace)
     (trace,) = (node.trace for node in nodes if is_trace(node))
     return trace

@@ -36,6 +36,7 @@ class Published:
       last: number of the update at which it ends.
       every: calls from one update to the next.
       begin: call of the first update.
+      live: weights at the start.
       size: of the model.
     """
 
@@ -45,6 +46,7 @@ class Published:
     last: int
     every: int
     begin: int
+    live: int
     size: int
 
     @property
@@ -53,7 +55,7 @@ class Published:
 
     def at(self, call: int) -> float:
         if call < self.begin or self.start == self.final:
-            return 1.0 - self.start
+            return exact.sparsity(self.live, self.size)
         update = min((call - self.begin) // self.every + 1, self.last - 1)
         left = 1.0 - (update - self.first) / (self.last - self.first)
         sparsity = (1.0 - self.start) + (self.start - self.final) * (1.0 - left**3)
@@ -67,17 +69,23 @@ def transform(data: Any, tag: str, masks: dict[str, np.ndarray], drop: Callable[
     """Our transform with the recording's settings."""
     settings = data.settings
     every, length = settings["update_frequency"], settings["iters_per_epoch"]
-    size = sum(mask.size for mask in masks.values())
+    live, size = (
+        sum(int(x) for x in sizes)
+        for sizes in zip(*((m.sum(), m.size) for m in masks.values()), strict=True)
+    )
     density = float(re.search(rf"\b{tag}\b[^ ]* ([0-9.]+)", settings["init_density"])[1])
     first, last = (
         int(settings[f"{name}_prune_epoch"] * length / every) for name in ("init", "final")
     )
     apart = every + PAUSES
-    schedule = Published(density, settings["final_density"], first, last, apart, every, size)
+    schedule = Published(density, settings["final_density"], first, last, apart, every, live, size)
     rates = data[f"{tag}/death_rate"]
     calls = len(rates) // every * apart
+
     # A call's number, less the pauses before it, is the number of steps of the optimizer.
-    share = lambda call: drop(((call - every) // apart + 1) * every)
+    def share(call: int) -> float:
+        return drop(((call - every) // apart + 1) * every)
+
     return jaxprune.granet(
         pausable(
             optax.chain(
@@ -110,20 +118,22 @@ def test_training_run(recorded: Recorded, tag: str) -> None:
     first = {name: array != 0 for name, array in data.under(f"{tag}/mask0").items()}
     published = cosine_of(data, tag)
     tx = transform(data, tag, first, published if tag != "gmp" else lambda step: 0.0)
-    weights = lambda prefix: {n: jnp.asarray(x) for n, x in data.under(prefix).items()}
-    params = weights(f"{tag}/w0")
+    params = weights_of(data, f"{tag}/w0")
     opt_state = tx.init(params)
     others = {name: optax.MaskedNode() for name in params if name not in first}
     masks = {name: jnp.asarray(mask) for name, mask in first.items()}
     opt_state = opt_state._replace(masks=masks | others)
-    call = jax.jit(tx.update, static_argnames="pause")
     for step in range(1, len(data[f"{tag}/death_rate"]) + 1):
-        grads = weights(f"{tag}/grad{step:02d}")
+        grads = weights_of(data, f"{tag}/grad{step:02d}")
         for pause in (False, True, True)[: 3 if step % every == 0 else 1]:
-            updates, opt_state = call(grads, opt_state, params, pause=pause)
+            updates, opt_state = tx.update(grads, opt_state, params, pause=pause)
             params = optax.apply_updates(params, updates)
         if f"{tag}/mask{step:02d}/{next(iter(first))}" in data.arrays:
             check(data, f"{tag}/{{}}{step:02d}", params, opt_state)
+
+
+def weights_of(data: Any, prefix: str) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(array) for name, array in data.under(prefix).items()}
 
 
 def check(data: Any, place: str, params: Any, opt_state: Any) -> None:

@@ -28,7 +28,10 @@ ADAM = optax.adam(0.125)
 def draw(seed: int, dtype: Any = jnp.float32) -> Tree:
     """Arrays of the model's structure, on the host."""
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: rng.normal(size=shape).astype(dtype)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(dtype)
+
     return {
         "hidden": {"kernel": normal(8, 16), "bias": normal(16)},
         "norm": {"scale": normal(8)},
@@ -47,9 +50,12 @@ def gradients(call: int, dtype: Any = jnp.float32) -> Tree:
 
 
 def transform(
-    row: TransformRow, inner: optax.GradientTransformation, params: Tree | None = None, **settings: Any
+    row: TransformRow,
+    inner: optax.GradientTransformation,
+    params: Tree | None = None,
+    **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """The row's transform around an optizer of optax, which is not clean under strict promotion."""
+    """The row's transform around an optimizer of optax, lenient in there alone."""
     params = parameters() if params is None else params
     return row.make(third_party.inner(inner), params, **settings)
 

@@ -3,11 +3,9 @@
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
-from jaxprune._core import paths
 from tests import third_party
 from tests.members import CALLS, TransformRow
 from tests.transforms.common import rig

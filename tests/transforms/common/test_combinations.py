@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -40,7 +41,9 @@ def _multi_steps(row: TransformRow) -> optax.GradientTransformation:
 
 
 def _injected(row: TransformRow) -> optax.GradientTransformation:
-    build = lambda learning_rate: rig.transform(row, optax.sgd(learning_rate, momentum=0.5))
+    def build(learning_rate: Any) -> optax.GradientTransformation:
+        return rig.transform(row, optax.sgd(learning_rate, momentum=0.5))
+
     return optax.inject_hyperparams(build)(learning_rate=0.25)
 
 

@@ -23,6 +23,15 @@ def all_gradients() -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *calls)
 
 
+def both(tree: Any) -> Any:
+    """Two seeds: the second is the first with another sign."""
+    return jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), tree)
+
+
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+
+
 def assert_same(found: tuple[rig.Call, ...], expected: tuple[rig.Call, ...]) -> None:
     for call, (one, other) in enumerate(zip(found, expected, strict=True)):
         for some, others in zip(one, other, strict=True):
@@ -65,7 +74,9 @@ def test_it_can_be_scanned(row: TransformRow):
 
     @jax.jit
     def run(params: Any, grads: Any) -> Any:
-        body = lambda carry, grads: (step(*carry, grads), None)
+        def body(carry: Any, grads: Any) -> Any:
+            return step(*carry, grads), None
+
         return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
 
     found = rig.snapshot(*run(rig.parameters(), all_gradients()))
@@ -74,7 +85,6 @@ def test_it_can_be_scanned(row: TransformRow):
 
 def test_it_can_be_mapped_over_seeds_and_still_skips_what_is_not_due(row: TransformRow):
     tx = rig.transform(row, rig.SGD)
-    both = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), tree)
     params = both(rig.parameters())
     state = jax.vmap(tx.init)(params)
     step = jax.jit(jax.vmap(rig.step_of(tx))).lower(params, state, both(rig.gradients(0))).compile()
@@ -88,6 +98,5 @@ def test_it_can_be_mapped_over_seeds_and_still_skips_what_is_not_due(row: Transf
 def test_init_and_update_can_be_traced_on_shapes(row: TransformRow):
     tx, params = rig.transform(row, rig.SGD), rig.parameters()
     state = jax.eval_shape(tx.init, params)
-    shape = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
-    assert shape(state) == shape(tx.init(params))
-    assert shape(jax.eval_shape(rig.step_of(tx), params, state, params)[1]) == shape(state)
+    assert shapes(state) == shapes(tx.init(params))
+    assert shapes(jax.eval_shape(rig.step_of(tx), params, state, params)[1]) == shapes(state)
