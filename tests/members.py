@@ -156,6 +156,7 @@ ALLOCATIONS = (
         "dense layers",
         paper="arXiv:2202.02643",
     ),
+    row("precrop", allocation.precrop, paper="arXiv:2203.02549"),
     row(
         "from_masks",
         lambda: allocation.from_masks(_sparse_masks()),
@@ -264,7 +265,7 @@ TRANSFORMS = (
         "granet",
         lambda inner, params, **settings: jaxprune.granet(
             inner,
-            schedules.cubic(0.25, 0.5, begin=2, end=6),
+            schedules.cubic(0.25, 0.5, begin=2, end=8),
             every=3,
             end=10,
             allocation=allocation.uniform,
@@ -273,7 +274,7 @@ TRANSFORMS = (
         ),
         _REGROWS,
         sparsities=(0.25,) * 5
-        + (schedules.cubic(0.25, 0.5, begin=2, end=6).at(5),) * 3
+        + (schedules.cubic(0.25, 0.5, begin=2, end=8).at(5),) * 3
         + (0.5,) * 4,
         changes=(2, 3, 5, 6, 8, 9),
         paper="arXiv:2106.10404",

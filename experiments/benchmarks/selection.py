@@ -54,7 +54,8 @@ def _neighbours(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def _wide(rng: np.random.Generator, n: int) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return np.exp(30 * rng.standard_normal(n, np.float32)) * rng.choice([-1, 1], n)
+        sizes = np.exp(30 * rng.standard_normal(n, np.float32))
+    return np.where(rng.random(n, np.float32) < 0.5, -sizes, sizes)
 
 
 def _sorted(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -97,7 +98,7 @@ def _timed_select(scores: jax.Array, k: jax.Array) -> jax.Array:
     return select._masks((scores,), count, dtype=scores.dtype, axes=None, mesh_axes=((),))[0]
 
 
-def _check(scores: jax.Array, k: int) -> int:
+def check(scores: jax.Array | np.ndarray, k: int) -> int:
     """Return in how many places the mask is wrong."""
     got = np.asarray(_select(scores, jnp.int32(k)))
     return int(np.sum(got != expected_mask(np.asarray(scores), k)))
@@ -111,7 +112,7 @@ def check_hard(sizes: Sequence[int]) -> dict[str, int]:
         for make in [*TIMED.values(), *HARD.values()]:
             for dtype in ("float32", "bfloat16"):
                 scores = jnp.asarray(make(rng, n)).astype(dtype)
-                wrong += [_check(scores, k) > 0 for k in (0, 1, 17, n // 3, n - 1, n)]
+                wrong += [check(scores, k) > 0 for k in (0, 1, 17, n // 3, n - 1, n)]
     return {"masks": len(wrong), "wrong": sum(wrong)}
 
 
@@ -128,7 +129,7 @@ def measure(n: int, dtype: str, kind: str, effort: timing.Effort) -> dict[str, A
         "sort": lambda: _sort(scores),
         "top_k": lambda: _top_k(scores, k),
     }
-    return row | {"wrong": _check(scores, k)} | timing.medians(cases, effort)
+    return row | {"wrong": check(scores, k)} | timing.medians(cases, effort)
 
 
 def power(n: int) -> str:

@@ -95,9 +95,10 @@ def save(section: str, settings: Sequence[str], content: Mapping[str, Any], fold
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{re.sub('[^a-z0-9]+', '-', where['device'].lower()).strip('-')}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    kept = [
-        word for i, word in enumerate(settings) if "--output" not in settings[max(0, i - 1) : i + 1]
-    ]
+    kept = list(settings)
+    if "--output" in kept:
+        at = kept.index("--output")
+        del kept[at : at + 2]
     command = shlex.join(["python", "-m", f"experiments.benchmarks.{section}", *kept])
     known[section] = {**where, "command": command, **content}
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

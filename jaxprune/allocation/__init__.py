@@ -10,6 +10,8 @@ from jaxprune.allocation.given import uniform as uniform
 from jaxprune.allocation.plus import Spared as Spared
 from jaxprune.allocation.plus import erk_plus as erk_plus
 from jaxprune.allocation.plus import uniform_plus as uniform_plus
+from jaxprune.allocation.precrop import PreCrop as PreCrop
+from jaxprune.allocation.precrop import precrop as precrop
 from jaxprune.allocation.ranked import Global as Global
 from jaxprune.allocation.ranked import global_ as global_
 from jaxprune.allocation.ranked import minimum_threshold as minimum_threshold

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune._core import paths
 from jaxprune._core.packing import is_packed, unpack
@@ -118,7 +119,7 @@ def _faults(scores: Leaves) -> tuple[dict[str, jax.Array], jax.Array]:
 
 def refuse_useless(name: str, what: str, leaves: Leaves, remedy: str) -> None:
     """Raise on leaves that are not finite or all zero; inside ``jit`` nothing can be known."""
-    if not leaves or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves.values()):
+    if not leaves or any(isinstance(leaf, Tracer) for leaf in leaves.values()):
         return
     bad, any_left = jax.device_get(_faults(leaves))
     for path, leaf in leaves.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune._core import paths
 from jaxprune._core.prunable import Where, default_where, select
@@ -158,7 +159,7 @@ def synflow(
     """
     if not x64:
         return _synflow(apply_fn, params, example, masks, where)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
         raise ValueError(
             "x64=True cannot be used inside jit. Call scores.synflow outside of it; what is slow "
             "is compiled anyway."

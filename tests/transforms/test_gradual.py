@@ -15,7 +15,7 @@ import jaxprune
 from jaxprune import NM, Block, Channel, Unstructured, allocation, schedules, scores
 from jaxprune.transforms import State
 
-RAMP = schedules.cubic(0.0, 0.75, begin=1, end=6)  # updates at 1, 3, 5 and 6
+RAMP = schedules.linear(0.0, 0.75, begin=1, end=6)
 
 
 def weights(*names: str) -> dict[str, jax.Array]:
@@ -42,11 +42,10 @@ def test_plain_sgd_runs_strictly_and_compiled():
     tx = jaxprune.gradual(optax.sgd(0.1), RAMP, every=2, packed=True)
     params = weights()
     state, step = tx.init(params), jax.jit(tx.update)
-    for call in range(8):
+    for _ in range(8):
         updates, state = step(params, state, params)
         params = optax.apply_updates(params, updates)
         assert int((params["k"] != 0).sum()) == kept(state)["k"]
-    assert call == 7
     assert kept(state) == {"k": 16}
 
 
@@ -120,6 +119,9 @@ def test_a_schedule_of_ones_own_with_an_end_is_tabulated():
         def at(self, step: int) -> float:
             return 0.25 * (step // 2)
 
+        def __call__(self, step: Any) -> Any:
+            raise AssertionError
+
     states = masks_of(jaxprune.gradual(optax.sgd(0.1), Stairs()), weights(), 6)
     assert [kept(state)["k"] for state in states] == [64, 64, 48, 48, 32, 32]
 
@@ -132,27 +134,27 @@ def test_a_schedule_of_ones_own_without_an_end_goes_on():
             return 0.0
 
         def __call__(self, step: Any) -> Any:
-            return jnp.minimum(0.25 * step, 0.75)
+            return jnp.minimum(0.25 * jnp.asarray(step, jnp.float32), 0.75)
 
     states = masks_of(jaxprune.gradual(optax.sgd(0.1), Forever()), weights(), 5)
     assert [kept(state)["k"] for state in states] == [64, 48, 32, 16, 16]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "counts"),
+    ("pattern", "holds"),
     [
-        (NM(1, 4), [64, 48, 48, 16, 16, 16]),
-        (Block((4, 4)), [64, 32, 32, 16, 16, 16]),
-        (Channel(-1), [64, 32, 24, 16, 16, 16]),
+        (NM(1, 4), [False, False, False, True]),
+        (Block((4, 4)), [True] * 4),
+        (Channel(-1), [True] * 4),
     ],
     ids=repr,
 )
-def test_patterns_hold_on_the_way(pattern: Any, counts: list[int]):
+def test_patterns_grow_with_the_schedule(pattern: Any, holds: list[bool]):
     ramp = schedules.linear(0.0, 0.75, begin=0, end=3)
-    states = masks_of(jaxprune.gradual(optax.sgd(0.1), ramp, pattern=pattern), weights(), 6)
-    assert [kept(state)["k"] for state in states] == counts
-    held = [bool(pattern.holds(jaxprune.get_masks(state)["k"])) for state in states]
-    assert held == ([False] * 3 + [True] * 3 if isinstance(pattern, NM) else [True] * 6)
+    states = masks_of(jaxprune.gradual(optax.sgd(0.1), ramp, pattern=pattern), weights(), 4)
+    assert [kept(state)["k"] for state in states] == [64, 48, 32, 16]
+    found = [bool(pattern.holds(jaxprune.get_masks(state)["k"])) for state in states]
+    assert found == holds
 
 
 def test_patterns_by_name_end_at_their_own_sparsity():
@@ -167,7 +169,7 @@ def test_patterns_by_name_end_at_their_own_sparsity():
 
 
 def test_allocations_divide_the_budget_at_every_update():
-    params = {"a": weights()["k"], "c": 100.0 * weights()["k"]}
+    params = {"a": weights()["k"], "c": 1e6 * weights()["k"]}
     ramp = schedules.linear(0.0, 0.75, begin=0, end=2)
     want = {
         allocation.global_(min_kept=5): [(64, 64), (16, 64), (5, 27)],
@@ -219,9 +221,8 @@ def test_masked_gradients_are_an_argument():
 
 def test_the_fingerprint_tells_recipes_apart_and_knows_equal_ones():
     def fingerprint(sparsity: Any = 0.5, **settings: Any) -> int:
-        return int(
-            jaxprune.gradual(optax.sgd(0.1), sparsity, **settings).init(weights()).fingerprint
-        )
+        state: Any = jaxprune.gradual(optax.sgd(0.1), sparsity, **settings).init(weights())
+        return int(state.fingerprint)
 
     assert fingerprint() == fingerprint()
     assert fingerprint(packed=True) == fingerprint()
@@ -241,7 +242,7 @@ def test_the_fingerprint_tells_recipes_apart_and_knows_equal_ones():
 def test_optax_can_map_over_the_state():
     tx, params = jaxprune.gradual(optax.sgd(0.1, momentum=0.9), 0.5), weights()
     state = tx.init(params)
-    mapped = optax.tree_map_params(tx, lambda leaf: leaf + 1, state)
+    mapped = optax.tree_map_params(tx, jnp.ones_like, state)
     assert isinstance(mapped, State)
     assert mapped.inner_state[0].trace["k"].tolist() == np.ones((8, 8)).tolist()
     assert optax.tree.get(mapped, "step") == 0
@@ -255,7 +256,10 @@ def test_nan_scores_are_found_under_checkify():
 
 
 def test_a_schedule_that_leaves_its_range_is_found_under_checkify():
-    tx, params = jaxprune.gradual(optax.sgd(0.1), lambda step: 0.5 * step), weights()
+    def doubles(step: Any) -> jax.Array:
+        return jnp.asarray(step, jnp.float32) * 0.5
+
+    tx, params = jaxprune.gradual(optax.sgd(0.1), doubles), weights()
     update = checkify.checkify(jax.jit(tx.update), errors=checkify.user_checks)
     state, errors = tx.init(params), []
     for _ in range(3):

@@ -69,7 +69,9 @@ def test_a_gate_chooses_for_each_of_a_batch_and_computes_if_one_is_due(flags: tu
 
 
 def test_a_gate_under_two_maps():
-    one = lambda flag: gate(flag, lambda: jnp.float32(1.0), jnp.float32(0.0))
+    def one(flag: jax.Array) -> jax.Array:
+        return gate(flag, lambda: jnp.float32(1.0), jnp.float32(0.0))
+
     flags = jnp.array([[True, False], [False, False]])
     assert jax.vmap(jax.vmap(one))(flags).tolist() == [[1.0, 0.0], [0.0, 0.0]]
 

@@ -1,0 +1,89 @@
+"""The parts of the benchmarks, and that the page says what the files say."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import overhead, report, selection, timing
+
+
+def test_the_page_is_what_the_files_say() -> None:
+    assert report.PAGE.read_text() == report.page(report.load()), (
+        "run python -m experiments.benchmarks.report"
+    )
+
+
+def test_expected_mask_puts_nan_last_and_ties_in_order() -> None:
+    scores = np.array([np.nan, 0.0, 2.0, -0.0, -np.inf, 2.0], np.float32)
+    assert selection.expected_mask(scores, 0).sum() == 0
+    assert selection.expected_mask(scores, 1).tolist() == [False, False, True, False, False, False]
+    assert selection.expected_mask(scores, 3).tolist() == [False, True, True, False, False, True]
+    assert selection.expected_mask(scores, 5).tolist() == [False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("name", [*selection.TIMED, *selection.HARD])
+def test_the_selection_is_right_on_every_input(name: str, rng: np.random.Generator) -> None:
+    make = {**selection.TIMED, **selection.HARD}[name]
+    scores = make(rng, 500)
+    assert scores.dtype == np.float32
+    assert scores.shape == (500,)
+    assert selection.check(scores, 123) == 0
+
+
+def test_samples_are_interleaved_and_slow_cases_dropped() -> None:
+    order: list[str] = []
+
+    def case(name: str, pause: float) -> timing.Run:
+        return lambda: (order.append(name), time.sleep(pause))[1]
+
+    cases = {"a": case("a", 0.0), "b": case("b", 0.0), "slow": case("slow", 0.05)}
+    effort = timing.Effort(least=0.0, total=0.0, rounds=(3, 3), limit=0.04)
+    times = timing.medians(cases, effort)
+    assert times["slow"] is None
+    assert order.count("slow") == 1
+    assert order[-6:] == ["a", "b"] * 3
+    assert all(times[name] is not None for name in "ab")
+
+
+def test_a_result_joins_the_others_of_its_device(tmp_path: Path) -> None:
+    timing.save("selection", ["--sizes", "1e3", "--output", str(tmp_path)], {"rows": []}, tmp_path)
+    path = timing.save("overhead", [], {"rows": [1]}, tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    known = json.loads(path.read_text())
+    assert known["overhead"]["rows"] == [1]
+    expected = "python -m experiments.benchmarks.selection --sizes 1e3"
+    assert known["selection"]["command"] == expected
+
+
+def _row(**changes: Any) -> dict[str, Any]:
+    row = {"n": 10**7, "dtype": "float32", "input": "normal", "k": 1, "kernel": False, "wrong": 0}
+    return row | {"read": 0.001, "select": 0.004, "sort": 0.008, "top_k": None} | changes
+
+
+def test_the_page_names_what_is_slower() -> None:
+    section = {
+        "device": "a device",
+        "jax": "1",
+        "python": "3",
+        "command": "run me",
+        "rows": [_row(), _row(sort=0.002, input="sorted")],
+        "hard": {"masks": 8, "wrong": 1},
+    }
+    text = report.page([{"selection": section}])
+    assert "### a device\n\n`run me`" in text
+    assert "| 1e7 | float32 | normal | 4 ms | 4 | 2 | - |" in text
+    assert "10 masks compared, 1 wrong." in text
+    assert "**Slower than `jnp.sort`** for 1e7 float32 (sorted)." in text
+    assert "Slower than `lax.top_k`" not in text
+
+
+def test_overhead_is_shown_next_to_the_bare_optimizer() -> None:
+    bare = {"name": "bare", "step": 0.02, "optimizer": 0.002, "state_bytes": 0.0}
+    bare["step_temporary_bytes"] = 0.0
+    wrapped = {**bare, "name": "gradual", "step": 0.021, "state_bytes": 1.0}
+    _, cells = overhead.table([bare, wrapped])
+    assert cells[1] == ["gradual", "21 ms", "1.05", "2 ms", "1", "+1.000", "+0.00"]
