@@ -57,7 +57,7 @@ def optimizers(
 
 def pruning_window(total_steps: int) -> tuple[int, int, int]:
     """Return when pruning begins and ends, and the steps between two changes of the masks."""
-    return total_steps // 20, total_steps // 2, max(1, total_steps // 150)
+    return total_steps // 20, total_steps // 2, max(1, total_steps // 100)
 
 
 class CNN(nn.Module):
@@ -208,6 +208,11 @@ class Trainer:
                 epoch, self.steps[name], state, lambda note: bar.update(row, advance=1, note=note)
             )
             checkpoint.save(folder, epoch + 1, state)
+            if not bar.console.is_terminal:  # where no bar is drawn
+                bar.console.print(
+                    f"{name}: epoch {epoch + 1} of {self.settings.epochs}, "
+                    f"test accuracy {state['history'].accuracy[epoch]:.2%}"
+                )
         bar.update(row, note=f"test accuracy {state['history'].accuracy[-1]:.2%}")
         return state
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def gate(flag: jax.Array, changed: Any, kept: Any) -> Any:
     flag is therefore reduced over the batch first, and the select happens inside. Outside jit the
     flag is known, and errors that depend on values can be raised.
     """
-    if not isinstance(flag, jax.core.Tracer):
+    if not isinstance(flag, Tracer):
         return changed() if bool(flag) else kept
 
     def select() -> Any:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.experimental import checkify
 
 from jaxprune import allocation as allocations
@@ -164,7 +165,7 @@ class _Plan:
     def traced(self, step: jax.Array) -> jax.Array:
         """Return the sparsity at a step, evaluated inside jit."""
         value = jnp.asarray(self.schedule(step), jnp.float32)
-        if not isinstance(value, jax.core.Tracer):
+        if not isinstance(value, Tracer):
             _check_value(self.schedule, int(step), float(value))
         inside = (value >= 0.0) & (value < 1.0)
         checkify.debug_check(inside, "the sparsity schedule gives {value}", value=value)

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.experimental import checkify
 
 from jaxprune import scores
@@ -61,7 +62,7 @@ def _refuse_masked(moment: Moment) -> None:
         "growth.gradient needs dense gradients, and every pruned weight has a gradient of exactly "
         "zero. Pass the gradients of the loss as they are, without masks, or use growth.random."
     )
-    if not isinstance(masked, jax.core.Tracer):
+    if not isinstance(masked, Tracer):
         if bool(masked):
             raise ValueError(text)
     else:

@@ -252,7 +252,7 @@ def wrap(
         )
 
     def update(
-        updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
+        updates: Tree, state: Any, params: Tree = None, **extra_args: Any
     ) -> tuple[Tree, Any]:
         moment = _moment(recipe, updates, state, params)
         moment = moment._replace(extra=recipe.watch(moment))
@@ -279,7 +279,7 @@ def _itself(path: str, leaf: Any) -> Any:
     return leaf
 
 
-def _moment(recipe: Recipe, updates: Tree, state: State, params: Tree | None) -> Moment:
+def _moment(recipe: Recipe, updates: Tree, state: State, params: Tree) -> Moment:
     weights, grads = _matched(params, updates, state)
     turn = state.step if recipe.timetable is None else recipe.timetable.index(state.step)
 

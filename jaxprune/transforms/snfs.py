@@ -251,7 +251,9 @@ def _divided(layers: _Layers, removed: jax.Array, total: jax.Array) -> jax.Array
     def over(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         return (state[1] > 0) & (state[2] < _ROUNDS)
 
-    def hand_on(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def hand_on(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         wanted, rest, turn = state
         wanted = wanted + rest / np.float32(wanted.shape[0])
         taken = jnp.minimum(wanted, room)

@@ -1,5 +1,6 @@
 """Top-KAST: a sparse forward and a less sparse backward pass over dense weights (2106.03517)."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -82,21 +83,15 @@ def top_kast(
     every = as_period("every", every)
     rule, timetable = MaskRule(layers=dict(layers or {})), Timetable(0, every, None)
 
-    def largest(path: str, weight: jax.Array, share: float) -> jax.Array:
-        counts = rule.counts({path: weight.shape}, share)
-        return rule.masks({path: jnp.abs(weight)}, counts)[path]
-
     def export(path: str, weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
         del mask, step
-        return largest(path, weight, sparsity)
+        return _largest(rule, path, weight, sparsity)
 
     def forward(path: str, weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
         kept = export(path, weight, mask, step) if every == 1 else mask
         return jnp.where(kept, weight, jnp.zeros_like(weight))
 
-    def sets(weights: Leaves, share: float) -> Leaves:
-        _refuse_shards(weights)
-        return {p: largest(p, w, share) & everything(w) for p, w in weights.items()}
+    sets = functools.partial(_sets, rule)
 
     def init(weights: Leaves) -> tuple[Leaves, Tree]:
         rule.check({path: weight.shape for path, weight in weights.items()})
@@ -131,6 +126,17 @@ def top_kast(
         packed=packed,
     )
     return wrap(inner, recipe)
+
+
+def _largest(rule: MaskRule, path: str, weight: jax.Array, share: float) -> jax.Array:
+    counts = rule.counts({path: weight.shape}, share)
+    return rule.masks({path: jnp.abs(weight)}, counts)[path]
+
+
+def _sets(rule: MaskRule, weights: Leaves, share: float) -> Leaves:
+    """Return the set of the largest magnitudes of each weight, at a share of zeros."""
+    _refuse_shards(weights)
+    return {p: _largest(rule, p, w, share) & everything(w) for p, w in weights.items()}
 
 
 def _penalised(

@@ -18,13 +18,14 @@ from jax.experimental import checkify
 from jaxprune._core import select
 from jaxprune._core.images import ordered_bits
 from jaxprune._core.select import global_top_k_mask, refuse_nan, top_k_mask
+from tests import quick
 from tests.core import reference
 from tests.laws.measure import compilations
 
 NAN, INF = float("nan"), float("inf")
 ROOT = Path(__file__).parents[2]
 
-jitted = jax.jit(top_k_mask)
+jitted = quick.jit(top_k_mask)
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def halved(x: jax.Array) -> jax.Array:
 def test_a_mask_has_no_derivative(scores: jax.Array):
     mask = top_k_mask(jnp.abs(scores), 30)
     want = jnp.where(mask, 2.0 * scores, 0.0)
-    slope, second = jax.jit(lambda x: (jax.grad(halved)(x), jax.hessian(halved)(x)))(scores)
+    slope, second = quick.jit(lambda x: (jax.grad(halved)(x), jax.hessian(halved)(x)))(scores)
     np.testing.assert_array_equal(slope, want)
     second = second.reshape(60, 60)
     np.testing.assert_array_equal(second, jnp.diag(jnp.where(mask, 2.0, 0.0).reshape(-1)))
@@ -164,7 +165,7 @@ def test_it_runs_inside_scan_and_cond(scores: jax.Array):
         mask = jax.lax.cond(total > 0, lambda: top_k_mask(x, 7), lambda: x > 0)
         return total + 1, mask
 
-    _, masks = jax.lax.scan(body, jnp.int32(0), scores)
+    _, masks = quick.jit(lambda x: jax.lax.scan(body, jnp.int32(0), x))(scores)
     want = [scores[0] > 0, *(reference.top_k(x, 7) for x in scores[1:])]
     np.testing.assert_array_equal(masks, np.stack(want))
 
@@ -328,7 +329,7 @@ def test_the_remedy_for_a_large_array_works():
     ids=["selection", "check"],
 )
 def test_checkify_reports_nan_by_path(function: Callable[[jax.Array], Any], text: str):
-    checked = checkify.checkify(jax.jit(function), errors=checkify.user_checks)
+    checked = checkify.checkify(quick.jit(function), errors=checkify.user_checks)
     error, _ = checked(jnp.array([1.0, NAN]))
     assert text in str(error.get())
     error, _ = checked(jnp.array([1.0, 2.0]))

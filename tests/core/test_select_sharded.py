@@ -1,5 +1,6 @@
 """Selection over eight devices: the same mask, where its scores are, through scalars alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,13 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune._core import meshes
 from jaxprune._core.select import global_top_k_mask, top_k_mask
-from tests import hlo
+from tests import hlo, quick
 from tests.core import reference
 
 SHAPE = (16, 8)
@@ -29,6 +28,12 @@ def scores(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(-9, 10, SHAPE).astype(np.float32)
 
 
+@pytest.fixture
+def explicit() -> Mesh:
+    """The mesh of jax's default kind, for what does not depend on the kind."""
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+
+
 def put(array: Any, mesh: Mesh, spec: P) -> jax.Array:
     return jax.device_put(array, NamedSharding(mesh, spec))
 
@@ -36,7 +41,7 @@ def put(array: Any, mesh: Mesh, spec: P) -> jax.Array:
 def run(mesh: Mesh, function: Callable[..., Any], *args: Any) -> tuple[Any, list[hlo.Operation]]:
     """Compile and call a function on a mesh; return the result and its collectives."""
     with jax.set_mesh(mesh):
-        program = jax.jit(function).lower(*args).compile()
+        program = quick.jit(function).lower(*args).compile()
         result = program(*args)
     assert not hlo.kinds(program) & MOVES
     return result, hlo.collectives(program)
@@ -56,15 +61,15 @@ def test_the_mask_is_the_unsharded_one_and_only_scalars_travel(
     mesh: Mesh, scores: np.ndarray, spec: str
 ):
     x = put(scores, mesh, SPECS[spec])
-    mask, found = run(mesh, lambda x, k: top_k_mask(x, k), x, jnp.int32(K))
+    mask, found = run(mesh, top_k_mask, x, jnp.int32(K))
     np.testing.assert_array_equal(mask, reference.top_k(scores, K))
     assert mask.sharding == x.sharding
     assert_scalar_sums(found)
 
 
-def test_outside_jit_it_is_the_same(mesh: Mesh, scores: np.ndarray):
-    x = put(scores, mesh, SPECS["both"])
-    with jax.set_mesh(mesh):
+def test_outside_jit_it_is_the_same(explicit: Mesh, scores: np.ndarray):
+    x = put(scores, explicit, SPECS["both"])
+    with jax.set_mesh(explicit):
         mask = top_k_mask(x, K)
     np.testing.assert_array_equal(mask, reference.top_k(scores, K))
     assert mask.sharding == x.sharding
@@ -94,10 +99,10 @@ def test_along_an_axis_what_travels_is_a_count_for_each_position(
     assert_scalar_sums(found, most)
 
 
-def test_counts_for_each_position_may_be_sharded_too(mesh: Mesh, scores: np.ndarray):
+def test_counts_for_each_position_may_be_sharded_too(explicit: Mesh, scores: np.ndarray):
     k = np.arange(8, dtype=np.int32)[None]
-    args = (put(scores, mesh, P("data", "model")), put(k, mesh, P(None, "model")))
-    mask, _ = run(mesh, lambda x, k: top_k_mask(x, k, axis=0), *args)
+    args = (put(scores, explicit, P("data", "model")), put(k, explicit, P(None, "model")))
+    mask, _ = run(explicit, lambda x, k: top_k_mask(x, k, axis=0), *args)
     np.testing.assert_array_equal(mask, reference.top_k_along(scores, k, [0]))
 
 
@@ -107,11 +112,16 @@ SPLIT = P("data", "model")
 checks = pytest.mark.parametrize("check_vma", [True, False])
 
 
-def mapped(mesh: Mesh, check_vma: bool, function: Any, *scores: Any, spec: P = SPLIT) -> Any:
-    """Call a function on the shards of arrays; its results are split alike."""
+def mapped(mesh: Mesh, check_vma: bool, function: Any, spec: P = SPLIT) -> Callable[..., Any]:
+    """Return a function of arrays that calls one on their shards; results are split alike."""
     call = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma)
-    with jax.set_mesh(mesh):
-        return jax.jit(call)(*(put(x, mesh, spec) for x in scores))
+    program = quick.jit(call)
+
+    def on_mesh(*arrays: np.ndarray) -> Any:
+        with jax.set_mesh(mesh):
+            return program(*(put(x, mesh, spec) for x in arrays))
+
+    return on_mesh
 
 
 def shard_by_shard(mesh: Mesh, x: np.ndarray) -> np.ndarray:
@@ -131,53 +141,45 @@ def lower_shards_first(mesh: Mesh, x: np.ndarray, k: int) -> np.ndarray:
 
 
 @checks
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "distinct"])
 def test_k_counts_all_shards_and_ties_go_to_the_lower_shard(
-    mesh: Mesh, scores: np.ndarray, rng: np.random.Generator, check_vma: bool, tied: bool
+    mesh: Mesh, scores: np.ndarray, rng: np.random.Generator, check_vma: bool
 ):
-    x = scores if tied else rng.permutation(128).reshape(SHAPE).astype(np.float32)
     names = None if check_vma else ("data", "model")
-    mask = mapped(mesh, check_vma, lambda x: top_k_mask(x, K, axis_names=names), x)
+    select = mapped(mesh, check_vma, lambda x: top_k_mask(x, K, axis_names=names))
+    mask = select(scores)
     assert int(mask.sum()) == K
-    np.testing.assert_array_equal(mask, lower_shards_first(mesh, x, K))
-    if not tied:
-        np.testing.assert_array_equal(mask, reference.top_k(x, K))
+    np.testing.assert_array_equal(mask, lower_shards_first(mesh, scores, K))
+    distinct = rng.permutation(128).reshape(SHAPE).astype(np.float32)
+    np.testing.assert_array_equal(select(distinct), reference.top_k(distinct, K))
 
 
-@checks
-def test_a_tree_is_ranked_together_inside_shard_map(
-    mesh: Mesh, rng: np.random.Generator, check_vma: bool
-):
-    a, b = rng.permutation(256).reshape(2, *SHAPE).astype(np.float32)
-    names = None if check_vma else ("data", "model")
-    masks = mapped(
-        mesh, check_vma, lambda *leaves: global_top_k_mask(leaves, 100, axis_names=names), a, b
-    )
-    for mask, want in zip(masks, reference.global_top_k([a, b], 100), strict=True):
+def test_a_tree_is_ranked_together_inside_shard_map(explicit: Mesh, rng: np.random.Generator):
+    leaves = rng.permutation(256).reshape(2, *SHAPE).astype(np.float32)
+    masks = mapped(explicit, True, lambda *leaves: global_top_k_mask(leaves, 100))(*leaves)
+    for mask, want in zip(masks, reference.global_top_k(leaves, 100), strict=True):
         np.testing.assert_array_equal(mask, want)
 
 
 @checks
-@pytest.mark.parametrize("names", [("data",), "data"], ids=repr)
 def test_along_an_axis_the_caller_names_what_splits_it(
-    mesh: Mesh, scores: np.ndarray, check_vma: bool, names: Any
+    explicit: Mesh, scores: np.ndarray, check_vma: bool
 ):
-    select = lambda x: top_k_mask(x, 3, axis=0, axis_names=names)
-    mask = mapped(mesh, check_vma, select, scores)
+    select = functools.partial(top_k_mask, k=3, axis=0, axis_names="data")
+    mask = mapped(explicit, check_vma, select)(scores)
     np.testing.assert_array_equal(mask, reference.top_k_along(scores, 3, [0]))
 
 
 @checks
 def test_without_mesh_axes_every_shard_selects_by_itself(
-    mesh: Mesh, scores: np.ndarray, check_vma: bool
+    explicit: Mesh, scores: np.ndarray, check_vma: bool
 ):
-    mask = mapped(mesh, check_vma, lambda x: top_k_mask(x, 5, axis_names=()), scores)
-    shards = np.asarray(mask).reshape(4, 4, 2, 4)
+    select = functools.partial(top_k_mask, k=5, axis_names=())
+    shards = np.asarray(mapped(explicit, check_vma, select)(scores)).reshape(4, 4, 2, 4)
     np.testing.assert_array_equal(shards.sum((1, 3)), np.full((4, 2), 5))
 
 
 def test_an_axis_that_is_not_manual_stays_automatic(scores: np.ndarray):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     call = jax.shard_map(
         lambda x: top_k_mask(x, K),
         mesh=mesh,
@@ -191,10 +193,10 @@ def test_an_axis_that_is_not_manual_stays_automatic(scores: np.ndarray):
     assert_scalar_sums(found)
 
 
-def test_more_scores_than_a_count_holds_are_refused_over_all_shards(mesh: Mesh):
-    x = jax.ShapeDtypeStruct((2**17, 2**14), jnp.float32, sharding=NamedSharding(mesh, SPLIT))
-    call = jax.shard_map(lambda x: top_k_mask(x, 3), mesh=mesh, in_specs=SPLIT, out_specs=SPLIT)
-    with jax.set_mesh(mesh), pytest.raises(ValueError) as raised:
+def test_more_scores_than_a_count_holds_are_refused_over_all_shards(explicit: Mesh):
+    x = jax.ShapeDtypeStruct((2**17, 2**14), jnp.float32, sharding=NamedSharding(explicit, SPLIT))
+    call = jax.shard_map(lambda x: top_k_mask(x, 3), mesh=explicit, in_specs=SPLIT, out_specs=SPLIT)
+    with jax.set_mesh(explicit), pytest.raises(ValueError) as raised:
         jax.eval_shape(call, x)
     assert str(raised.value) == (
         "the array of scores has 2147483648 entries that compete (shape (32768, 8192) on each of "
@@ -205,7 +207,7 @@ def test_more_scores_than_a_count_holds_are_refused_over_all_shards(mesh: Mesh):
 
 def error_of(mesh: Mesh, check_vma: bool, function: Any, spec: P = SPLIT) -> str:
     with pytest.raises(ValueError) as raised:
-        mapped(mesh, check_vma, function, np.zeros(SHAPE, np.float32), spec=spec)
+        mapped(mesh, check_vma, function, spec)(np.zeros(SHAPE, np.float32))
     return str(raised.value)
 
 
@@ -249,36 +251,3 @@ def test_mesh_axes_outside_shard_map_are_refused(scores: np.ndarray):
         "axes are (). Outside shard_map leave axis_names out: a sharded array is selected from as "
         "a whole."
     )
-
-
-# What is known of the shards.
-
-
-@checks
-def test_mesh_axes_may_be_set_for_a_block_of_selections(
-    mesh: Mesh, scores: np.ndarray, check_vma: bool
-):
-    def select(x: jax.Array) -> jax.Array:
-        with meshes.split_over(("data", "model")):
-            assert meshes.shards_of(x) == 8
-            mask = top_k_mask(x, K)
-            sparse = top_k_mask(x, 1, axis_names=())
-        return mask & (meshes.sum_over_shards(mask) >= 0) | (sparse & False)
-
-    mask = mapped(mesh, check_vma, select, scores)
-    np.testing.assert_array_equal(mask, lower_shards_first(mesh, scores, K))
-
-
-def test_the_block_ends_after_an_error():
-    with pytest.raises(RuntimeError, match="inside"), meshes.split_over(()):
-        raise RuntimeError("inside")
-    assert meshes.shards_of(jnp.ones(3)) == 1
-
-
-def test_flags_are_counted_over_the_shards_that_an_array_varies_over(mesh: Mesh):
-    def count(x: jax.Array) -> jax.Array:
-        total = meshes.sum_over_shards(x > 0)
-        return lax.pcast(total, ("data", "model"), to="varying") + jnp.zeros_like(x, jnp.int32)
-
-    got = mapped(mesh, True, count, np.ones(SHAPE, np.float32))
-    np.testing.assert_array_equal(got, np.full(SHAPE, 128))

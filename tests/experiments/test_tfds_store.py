@@ -27,7 +27,7 @@ def test_prepared_arrays_come_back_in_their_order(tmp_path: Path) -> None:
         assert dataset.sha256 == sha256_of(ARRAYS)
         assert dataset.num_classes == 10
     with pytest.raises(AttributeError):
-        read.name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+        read.name = "other"
 
 
 def test_every_builder_writes_under_its_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What holds in every framework. A test file has one subclass that says how its framework trains."""
+"""What holds in every framework; a subclass says how its framework trains."""
 
 import pickle
 from typing import Any, ClassVar, NamedTuple
@@ -160,7 +160,7 @@ def check_exported(whole: Any, opt_state: Any) -> None:
 
 
 def _check_pruned(dense: Any, pruned: Any, masks: Any) -> None:
-    """Masked weights are zero where the mask says so; every other leaf is the one that was given."""
+    """Masked weights are zero where the mask says so; other leaves are those that were given."""
     kept, after = paths.flatten(masks), paths.flatten(pruned)
     for path, leaf in paths.flatten(dense).items():
         if path in kept:

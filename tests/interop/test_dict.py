@@ -55,7 +55,8 @@ def train_step(
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
     updates, opt_state = tx.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, loss
+    new: Any = optax.apply_updates(params, updates)
+    return new, opt_state, loss
 
 
 class TestDict(Laws):

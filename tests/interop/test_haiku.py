@@ -44,7 +44,8 @@ def train_step(
     differentiate = leniently(jax.value_and_grad(loss_fn, has_aux=True))
     (loss, changed), grads = differentiate(params)
     updates, opt_state = tx.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), changed, opt_state, loss
+    new: Any = optax.apply_updates(params, updates)
+    return new, changed, opt_state, loss
 
 
 class TestHaiku(Laws):

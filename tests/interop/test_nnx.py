@@ -122,10 +122,11 @@ class TestNnx(Laws):
 
         @nnx.jit
         def step(model: Net, optimizer: nnx.Optimizer) -> None:
-            loss = lambda model: cross_entropy(model(tokens), labels)  # noqa: E731
-            optimizer.update(
-                model, leniently(nnx.grad(loss, argnums=nnx.DiffState(0, head)))(model)
-            )
+            def loss_fn(model: Net) -> jax.Array:
+                return cross_entropy(model(tokens), labels)
+
+            differentiate = nnx.grad(loss_fn, argnums=nnx.DiffState(0, head))
+            optimizer.update(model, leniently(differentiate)(model))
 
         for _ in range(scenario.END + 1):
             step(model, optimizer)

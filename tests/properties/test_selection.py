@@ -1,6 +1,5 @@
 """What holds for every selection: the k largest by a stable sort, however they are computed."""
 
-import functools
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxprune
+from tests import quick
 from tests.core import reference
 from tests.properties import draws
 
@@ -23,12 +23,11 @@ counts = st.integers(0, SIZE)
 finite = draws.scores(SHAPE, "float32", nan=False)
 
 
-# Inside jit NaN is allowed and k is traced. Compiled without optimising, which takes half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-traced = jit(jaxprune.top_k_mask)
-along = jit(jaxprune.top_k_mask, static_argnames="axis")
-mapped = jit(jax.vmap(jaxprune.top_k_mask))
-together = jit(jaxprune.global_top_k_mask)
+# Inside jit NaN is allowed and k is traced.
+traced = quick.jit(jaxprune.top_k_mask)
+along = quick.jit(jaxprune.top_k_mask, static_argnames="axis")
+mapped = quick.jit(jax.vmap(jaxprune.top_k_mask))
+together = quick.jit(jaxprune.global_top_k_mask)
 
 
 @pytest.mark.parametrize("dtype", draws.DTYPES)

