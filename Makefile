@@ -13,7 +13,7 @@ SOURCES := jaxprune tests docs conftest.py $(wildcard experiments)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install demo test test-newest quick format lint docs golden clean
+.PHONY: help install demo test test-newest quick format lint docs figures golden clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -45,6 +45,9 @@ lint: install  ## format, lint, types
 
 docs: install  ## docs/_build/html, warnings as errors
 	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+figures: install  ## draw the docs' figures anew
+	JAX_PLATFORMS=cpu $(BIN)/python -m docs.figures
 
 golden: install  ## store the public surface anew, after an intended change
 	$(BIN)/python -m tests.habits.surface

@@ -41,6 +41,25 @@ def default_where(path: str, leaf: Any) -> bool:
     ``Sequential``; so is a ``LayerNorm`` of several axes. Matrices that enter no product, such as
     the state matrix of a state-space layer, are selected too. A token embedding that is also the
     output layer is left out. Pass ``where=`` for such trees.
+
+    Args:
+      path: name of the leaf, as in ``encoder/Dense_0/kernel``.
+      leaf: the leaf; what is no array is not selected.
+
+    Returns:
+      Whether the leaf is prunable.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxprune
+      >>> kernel = jnp.ones((4, 4))
+      >>> names = ("Dense_0/kernel", "Embed_0/embedding", "attention/bias", "head/kernel")
+      >>> [jaxprune.default_where(name, kernel) for name in names]
+      [True, False, False, True]
+      >>> def all_but_the_head(path, leaf):
+      ...     return jaxprune.default_where(path, leaf) and "head" not in path
+      >>> all_but_the_head("head/kernel", kernel)
+      False
     """
     shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
     if shape is None or dtype is None or len(shape) < 2 or not jnp.issubdtype(dtype, jnp.floating):

@@ -376,6 +376,12 @@ def _matched(params: Tree | None, updates: Tree, state: State) -> tuple[Leaves, 
     found = {"params": paths.flatten(params), "grads": paths.flatten(updates)}
     for name, leaves in found.items():
         missing = [path for path in needed if path not in leaves]
+        if missing and all(path.endswith("/bits") for path in missing):
+            raise ValueError(
+                f"the packed masks of {paths.listed(missing)} have lost their sizes: flax.nnx "
+                "rebuilds an optimizer's state from its arrays alone. Pass packed=False with "
+                "nnx.Optimizer."
+            )
         if missing:
             raise ValueError(
                 f"{name} has no leaf for the masks of {paths.listed(missing)}; its leaves are "

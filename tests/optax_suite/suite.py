@@ -12,7 +12,7 @@ import os
 import types
 import unittest
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -106,48 +106,80 @@ def load(module: str, wrap: str | None) -> types.ModuleType:
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
-    # One module makes its optimizers when it is imported, and sets XLA_FLAGS.
-    with mock.patch.dict(os.environ), _wrapped(optax, wrap):
+    # One of them makes its optimizers when it is imported, and sets XLA_FLAGS.
+    with mock.patch.dict(os.environ), contextlib.ExitStack() as stack:
+        for name, factory in _factories(optax, wrap).items():
+            stack.enter_context(mock.patch.object(optax, name, factory))
         spec.loader.exec_module(loaded)
-    for name in ("alias", "contrib"):
-        if wrap is not None and hasattr(loaded, name):
-            setattr(loaded, name, _Wrapped(getattr(loaded, name), WRAPS[wrap]))
+    for name in {"alias", "contrib"} & vars(loaded).keys():
+        imported = getattr(loaded, name)
+        patched = vars(imported) | _factories(imported, wrap)
+        setattr(loaded, name, types.SimpleNamespace(**patched))
+    if wrap is not None and hasattr(loaded, "contrib"):
+        loaded.contrib.schedule_free_eval_params = _eval_params
     return loaded
 
 
-class _Wrapped(types.SimpleNamespace):
-    """A module whose optimizers come wrapped."""
-
-    def __init__(self, module: types.ModuleType, wrap: Wrap) -> None:
-        bare_of: dict[int, Transform] = {}
-        names = vars(module)
-        super().__init__(**names | _factories(module, wrap, bare_of))
-        if module is contrib:
-            self.schedule_free_eval_params = _eval_params
-
-
-@contextlib.contextmanager
-def _wrapped(module: types.ModuleType, wrap: str | None) -> Iterator[None]:
-    """Wrap the optimizers of a module, for a while."""
-    with contextlib.ExitStack() as stack:
-        for name, factory in _factories(module, WRAPS[wrap]).items() if wrap else ():
-            stack.enter_context(mock.patch.object(module, name, factory))
-        yield
-
-
-def _factories(module: types.ModuleType, wrap: Wrap) -> dict[str, Callable[..., Any]]:
-    """Return the optimizers of a module, each as a function that makes a wrapped one."""
+def _suites(module: types.ModuleType) -> dict[str, type[unittest.TestCase]]:
     return {
-        name: _wrapping(value, wrap)
+        name: value
         for name, value in vars(module).items()
-        if isinstance(value, types.FunctionType) and _makes_optimizers(value)
+        if isinstance(value, type) and issubclass(value, unittest.TestCase)
     }
 
 
-def _makes_optimizers(function: types.FunctionType) -> bool:
-    """Whether a function makes an optimizer: from hyperparameters, or from another optimizer."""
-    if function.__name__ in ("reduce_on_plateau", "sam", "opaque_sam", "normalize"):
-        return False  # links and outer loops
-    home, returns = function.__module__, function.__annotations__.get("return")
-    ours = home == "optax._src.alias" or home.startswith("optax.contrib.")
-    return ours and "GradientTransformation" in str(returns)
+@functools.cache
+def _optimizers() -> frozenset[str]:
+    """Return the names of the optimizers in optax's tables, those around another included."""
+    rows = [
+        *load("optax._src.alias_test", None)._OPTIMIZERS_UNDER_TEST,
+        *load("optax.contrib._common_test", None)._ALL_OPTIMIZERS_UNDER_TEST,
+    ]
+    names = {row["opt_name"] for row in rows} | {row.get("wrapper_name") for row in rows}
+    return frozenset(names - {None, "reduce_on_plateau"} | {"lbfgs"})  # the former is a link
+
+
+def _factories(module: types.ModuleType, wrap: str | None) -> dict[str, Callable[..., Any]]:
+    """Return the optimizers of a module, each as a function that makes a wrapped one."""
+    if wrap is None:
+        return {}
+    names = _optimizers() & vars(module).keys()
+    return {name: _wrapping(getattr(module, name), WRAPS[wrap]) for name in names}
+
+
+class _Wrapped(Transform):
+    """A wrapped optimizer that knows the bare one."""
+
+    bare: Transform
+
+
+def _wrapping(factory: Callable[..., Transform], wrap: Wrap) -> Callable[..., Transform]:
+    @functools.wraps(factory)  # inject_hyperparams reads the signature
+    def make(*args: Any, **kwargs: Any) -> Transform:
+        # An optimizer around another is wrapped once, as a whole.
+        bare = factory(*(getattr(arg, "bare", arg) for arg in args), **kwargs)
+        tx = wrap(inner(bare))
+        wrapped = _Wrapped(_strictly(tx.init), _strictly(tx.update))
+        wrapped.bare = bare
+        return wrapped
+
+    return make
+
+
+def _strictly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Trace ours as strictly as everywhere, though optax's tests run leniently."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _eval_params(state: Any, params: Any) -> Any:
+    return contrib.schedule_free_eval_params(state.inner_state, params)
+
+
+def _newer_jax() -> Any:
+    """Pretend a version: the tests compare it as text, in which 0.10 is older than 0.7."""
+    return mock.patch.object(jax, "__version__", "0.9")

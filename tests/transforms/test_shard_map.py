@@ -30,20 +30,25 @@ def parameters() -> dict[str, Any]:
     }
 
 
-def train(mesh: Mesh, tx: Any, *, check_vma: bool, specs: Any = SPECS) -> tuple[Any, Any, Health]:
+def train(mesh: Mesh, tx: Any, *, check_vma: bool) -> tuple[Any, Any, Health]:
     """Three steps inside one ``shard_map``."""
 
+    def step(carry: Any, _: None) -> Any:
+        params, state = carry
+        updates, state = tx.update(params, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
     def steps(params: Any) -> Any:
-        state = tx.init(params)
-        for _ in range(3):
-            updates, state = tx.update(params, state, params)
-            params = optax.apply_updates(params, updates)
+        (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=3)
         return params, jaxprune.get_masks(state), state.health
 
-    out = (specs, specs, PartitionSpec())
-    body = jax.shard_map(steps, mesh=mesh, in_specs=(specs,), out_specs=out, check_vma=check_vma)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    return jax.jit(body)(jax.device_put(parameters(), shardings))
+    out = (SPECS, SPECS, PartitionSpec())
+    body = jax.shard_map(steps, mesh=mesh, in_specs=(SPECS,), out_specs=out, check_vma=check_vma)
+    return jax.jit(body)(placed(mesh, parameters()))
+
+
+def placed(mesh: Mesh, tree: Any) -> Any:
+    return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), SPECS))
 
 
 def kept(masks: Any) -> tuple[int, int]:
@@ -64,14 +69,16 @@ def test_exactly_k_are_kept_in_all(mesh: Mesh, check_vma: bool):
     assert health.came_back.tolist() == [0, 0]
 
 
-def test_allocations_that_look_at_shapes_are_given_them(mesh: Mesh):
+def test_allocations_that_look_at_shapes_are_given_them():
+    mesh = jax.make_mesh((4, 2), EVERYTHING)
     erk = allocation.erdos_renyi_kernel
     tx = jaxprune.gradual(optax.sgd(0.25), RAMP, allocation=erk, shapes=SHAPES)
     _, masks, _ = train(mesh, tx, check_vma=True)
     assert kept(masks) == kept(jaxprune.prune(parameters(), 0.75, allocation=erk)[1])
 
 
-def test_a_global_ranking_goes_over_all_shards_of_all_leaves(mesh: Mesh):
+def test_a_global_ranking_goes_over_all_shards_of_all_leaves():
+    mesh = jax.make_mesh((4, 2), EVERYTHING)
     rank = allocation.global_(min_kept=3)
     tx = jaxprune.gradual(optax.sgd(0.25), RAMP, allocation=rank, axis_names=EVERYTHING)
     _, masks, _ = train(mesh, tx, check_vma=False)
@@ -87,7 +94,8 @@ def test_patterns_hold_within_shards(pattern: Any):
     assert bool(pattern.holds(jnp.asarray(np.asarray(masks["a"]["kernel"]))))
 
 
-def test_what_comes_back_is_counted_over_all_shards(mesh: Mesh):
+def test_what_comes_back_is_counted_over_all_shards():
+    mesh = jax.make_mesh((4, 2), EVERYTHING)
     tx = jaxprune.gradual(optax.sgd(0.25), 0.75, axis_names=EVERYTHING)
 
     def steps(params: Any) -> Any:
@@ -99,10 +107,11 @@ def test_what_comes_back_is_counted_over_all_shards(mesh: Mesh):
     body = jax.shard_map(
         steps, mesh=mesh, in_specs=(SPECS,), out_specs=PartitionSpec(), check_vma=False
     )
-    assert jax.jit(body)(parameters()).tolist() == [96, 96]
+    assert jax.jit(body)(placed(mesh, parameters())).tolist() == [96, 96]
 
 
-def test_static_needs_no_names(mesh: Mesh):
+def test_static_needs_no_names():
+    mesh = jax.make_mesh((4, 2), EVERYTHING)
     tree = jax.tree.map(lambda leaf: leaf > 0, parameters())
 
     def steps(params: Any, masks: Any) -> Any:
@@ -117,7 +126,7 @@ def test_static_needs_no_names(mesh: Mesh):
         body = jax.shard_map(
             steps, mesh=mesh, in_specs=(SPECS, SPECS), out_specs=SPECS, check_vma=check_vma
         )
-        params = jax.jit(body)(parameters(), tree)
+        params = jax.jit(body)(placed(mesh, parameters()), placed(mesh, tree))
         for name, leaf in params.items():
             np.testing.assert_array_equal(leaf["kernel"] != 0, tree[name]["kernel"])
 
@@ -143,7 +152,8 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_what_cannot_be_known_is_asked_for(mesh: Mesh, case: str):
+def test_what_cannot_be_known_is_asked_for(case: str):
+    mesh = jax.make_mesh((4, 2), EVERYTHING)
     settings, text = TEXTS[case]
     with pytest.raises(ValueError) as error:
         train(mesh, jaxprune.gradual(optax.sgd(0.25), RAMP, **settings), check_vma=False)
