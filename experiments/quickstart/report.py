@@ -107,7 +107,7 @@ def table(outcomes: Sequence[Outcome], times: Mapping[str, StepTime], title: str
     """Return the table: a row per run, as mean and standard deviation over the seeds."""
     made = Table(title=title)
     made.add_column("run", no_wrap=True)
-    for name in ("accuracy", "sparsity", "kept", "dense", "compressed", "step time"):
+    for name in ("accuracy", "sparsity", "kept", "dense", "packed", "step"):
         made.add_column(name, justify="right", no_wrap=True)
     for name, runs in by_name(outcomes).items():
         first = runs[0]  # all seeds have the same shapes and counts

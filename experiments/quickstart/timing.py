@@ -1,4 +1,4 @@
-"""Time several training steps side by side, so that a busy machine hits all of them alike."""
+"""Time training steps side by side, so that a busy machine hits all of them alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,39 +8,46 @@ import numpy as np
 
 
 class StepTime(NamedTuple):
-    """How long a step takes."""
+    """How long a step takes, as medians over the rounds."""
 
-    milliseconds: float  # median over the rounds
-    ratio: float  # to the first of those compared: median over the rounds of the round's ratio
+    milliseconds: float
+    ratio: float  # to the reference in the same round
 
 
-def side_by_side(
-    blocks: Mapping[str, Callable[[], None]], *, calls_per_block: int, rounds: int = 9
-) -> dict[str, StepTime]:
-    """Time blocks of steps in turn, for some rounds; the first name is the reference.
+def side_by_side(calls: Mapping[str, Callable[[], None]], *, rounds: int) -> dict[str, StepTime]:
+    """Time calls in turn, for some rounds; the first one is the reference.
 
     Args:
-        blocks: What to time. Each call runs some steps and waits until they are done.
-        calls_per_block: How many steps a call runs.
-        rounds: How often each block runs after a warm-up call, in an order that rotates.
+        calls: What to time: each runs one step and waits until it is done.
+        rounds: How often each runs after a warm-up, in an order that rotates.
 
     Returns:
-        The time of one step of each block, and its ratio to the reference's.
+        The time of each call, and its ratio to the reference's.
     """
-    names = list(blocks)
-    for run in blocks.values():
-        run()
+    names = list(calls)
+    for call in calls.values():
+        call()
     seconds = {name: np.zeros(rounds) for name in names}
     for index in range(rounds):
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
             began = time.perf_counter()
-            blocks[name]()
+            calls[name]()
             seconds[name][index] = time.perf_counter() - began
     reference = seconds[names[0]]
     return {
-        name: StepTime(
-            float(np.median(taken)) / calls_per_block * 1e3, float(np.median(taken / reference))
-        )
+        name: StepTime(1e3 * float(np.median(taken)), float(np.median(taken / reference)))
         for name, taken in seconds.items()
+    }
+
+
+def one_in(
+    every: int, rare: Mapping[str, StepTime], usual: Mapping[str, StepTime]
+) -> dict[str, StepTime]:
+    """Return the mean step, of which one in `every` is the rare one."""
+    return {
+        name: StepTime(
+            *((r + (every - 1) * u) / every for r, u in zip(rare[name], usual[name], strict=True))
+        )
+        for name in usual
     }

@@ -269,24 +269,22 @@ def run_seed(trainer: Trainer, bar: Progress) -> tuple[list[report.Outcome], dic
 def step_times(trainer: Trainer, states: Mapping[str, Any]) -> dict[str, timing.StepTime]:
     """Time the steps of all runs side by side, amid pruning: changes of masks count."""
     begin, _, every = pruning_window(trainer.total_steps)
-    batches = shuffled(len(trainer.data.train_labels), trainer.settings.batch_size, trainer.seed, 0)
+    batch = shuffled(len(trainer.data.train_labels), trainer.settings.batch_size, trainer.seed, 0)[
+        0
+    ]
 
-    def block(name: str) -> Any:
-        step = trainer.steps[name]
+    def at(number: int, name: str) -> Any:
         params, opt_state = states[name]["params"], states[name]["opt_state"]
         if isinstance(opt_state, jaxprune.transforms.State):
-            opt_state = opt_state._replace(step=jnp.asarray(begin + 1, jnp.int32))
-        steps = np.resize(batches, (every, batches.shape[1]))
+            opt_state = opt_state._replace(step=jnp.asarray(number, jnp.int32))
+        step = trainer.steps[name]
+        return lambda: jax.block_until_ready(step(params, opt_state, trainer.data, batch))
 
-        def run() -> None:
-            p, s = params, opt_state
-            for batch in steps:
-                p, s, _ = step(p, s, trainer.data, batch)
-            jax.block_until_ready(p)
-
-        return run
-
-    return timing.side_by_side({name: block(name) for name in states}, calls_per_block=every)
+    usual, rare = (
+        timing.side_by_side({name: at(number, name) for name in states}, rounds=rounds)
+        for number, rounds in ((begin + 1, 60), (begin + every, 20))
+    )
+    return timing.one_in(every, rare, usual)
 
 
 def main(arguments: list[str] | None = None) -> None:

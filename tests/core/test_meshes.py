@@ -83,8 +83,8 @@ def test_outside_shard_map_an_array_is_whole():
     assert meshes.shards_of(x) == 1
 
 
-def test_an_axis_name_of_vmap_may_be_given():
-    total = jax.vmap(
-        lambda x: jnp.int32(meshes.shards(meshes.mesh_axes(x, "batch"))), axis_name="batch"
-    )
-    assert total(jnp.ones((3, 2))).tolist() == [3, 3, 3]
+def test_an_axis_of_vmap_may_be_named():
+    def shards(x: jax.Array) -> jax.Array:
+        return jnp.int32(meshes.shards(meshes.mesh_axes(x, "batch")))
+
+    assert jax.vmap(shards, axis_name="batch")(jnp.ones((3, 2))).tolist() == [3, 3, 3]

@@ -142,16 +142,20 @@ def test_several_seeds_give_mean_and_deviation() -> None:
     assert report.spread([90.0, 91.0, 92.0]) == "91.00 ± 1.00%"
 
 
-def test_ratios_are_to_the_first_block() -> None:
+def test_ratios_are_to_the_first_call() -> None:
     def sleep(seconds: float) -> Any:
         return lambda: time.sleep(seconds)
 
-    times = timing.side_by_side(
-        {"fast": sleep(0.002), "slow": sleep(0.02)}, calls_per_block=2, rounds=3
-    )
+    times = timing.side_by_side({"fast": sleep(0.001), "slow": sleep(0.02)}, rounds=5)
     assert times["fast"].ratio == 1.0
     assert times["slow"].ratio > 2.0
-    assert times["slow"].milliseconds >= 10.0
+    assert times["slow"].milliseconds >= 20.0
+
+
+def test_rare_steps_count_as_often_as_they_come() -> None:
+    usual = {"run": timing.StepTime(milliseconds=10.0, ratio=1.0)}
+    rare = {"run": timing.StepTime(milliseconds=20.0, ratio=3.0)}
+    assert timing.one_in(10, rare, usual) == {"run": timing.StepTime(11.0, 1.2)}
 
 
 def test_counts_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,9 +35,13 @@ def _gradual(bare: Transform) -> Transform:
 
 
 def _static(bare: Transform) -> Transform:
+    made: list[Transform] = []
+
     def tx(params: Any) -> Transform:
-        masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.bool_), params)
-        return jaxprune.static(bare, masks)
+        if not made:  # masks that fit the first parameters; other ones after that are an error
+            masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.bool_), params)
+            made.append(jaxprune.static(bare, masks))
+        return made[0]
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         return tx(params).update(updates, state, params, **extra_args)
