@@ -8,6 +8,7 @@ from jaxprune import patterns as patterns
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import transforms as transforms
+from jaxprune._core.checks import debug_checks as debug_checks
 from jaxprune._core.prunable import default_where as default_where
 from jaxprune._core.select import global_top_k_mask as global_top_k_mask
 from jaxprune._core.select import top_k_mask as top_k_mask

@@ -96,14 +96,15 @@ def _reduced(
 
     One device: one reduction of all operands, a single read of what they are computed from (XLA
     splits or stores single large reductions on CPU, which is 20 times slower). Several devices:
-    a reduction each, because one of several operands would all-gather its partial results.
+    a reduction each, because one of several operands would all-gather its partial results; a GPU
+    too, where XLA merges the siblings and was faster so (2.4 against 4.3 ms for 1e8 scores).
     """
 
     def each(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
         return [one(x, y) for one, x, y in zip(combine, a, b, strict=True)]
 
     over = tuple(range(operands[0].ndim)) if axes is None else axes
-    if jax.device_count() > 1:
+    if jax.device_count() > 1 or (axes is None and jax.default_backend() == "gpu"):
         rows = zip(operands, starts, combine, strict=True)
         results = [lax.reduce(x, start, one, over) for x, start, one in rows]
     else:

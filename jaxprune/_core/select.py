@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.experimental import checkify
 
 from jaxprune._core import counts, meshes, paths, select_gpu
+from jaxprune._core.checks import debug_check
 from jaxprune._core.counts import Count
 from jaxprune._core.images import ordered_bits as ordered_bits
 from jaxprune._core.meshes import shards_of as shards_of
@@ -139,7 +139,7 @@ def global_top_k_mask(
 
 
 def refuse_nan(scores: Any) -> None:
-    """Raise on NaN scores: at once outside jit, through ``checkify`` inside.
+    """Raise on NaN scores: at once outside jit, through ``checkify`` inside (see `debug_checks`).
 
     Raises:
       ValueError: naming the paths of the leaves that hold NaN.
@@ -154,7 +154,7 @@ def _refuse_nan(leaves: Mapping[str, Any]) -> None:
         bad = jnp.sum(jnp.isnan(leaf), dtype=jnp.int32)
         name = f"score {path!r}" if path else "the array of scores"
         if isinstance(bad, Tracer):
-            checkify.debug_check(bad == 0, f"{name} has {{bad}} NaN entries", bad=bad)
+            debug_check(bad == 0, f"{name} has {{bad}} NaN entries", bad=bad)
         elif int(bad):
             raise ValueError(
                 f"{name} has {int(bad)} NaN entries of {leaf.size}. Check the gradients or the "

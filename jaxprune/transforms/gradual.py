@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jax.experimental import checkify
 
 from jaxprune import allocation as allocations
 from jaxprune import schedules
 from jaxprune._core import paths
+from jaxprune._core.checks import debug_check
 from jaxprune._core.prunable import Where, default_where
 from jaxprune._core.select import refuse_nan, shards_of, split_over
 from jaxprune.masks import Counts, MaskRule, Patterns, check_target, describe
@@ -168,7 +168,7 @@ class _Plan:
         if not isinstance(value, Tracer):
             _check_value(self.schedule, int(step), float(value))
         inside = (value >= 0.0) & (value < 1.0)
-        checkify.debug_check(inside, "the sparsity schedule gives {value}", value=value)
+        debug_check(inside, "the sparsity schedule gives {value}", value=value)
         return jnp.clip(value, 0.0, np.float32(1.0 - 2.0**-24))
 
 

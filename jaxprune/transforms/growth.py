@@ -7,9 +7,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.experimental import checkify
 
 from jaxprune import scores
+from jaxprune._core.checks import debug_check
 from jaxprune.transforms.recipe import Leaves, Moment
 
 Growth: TypeAlias = Callable[[Moment, jax.Array], Leaves]
@@ -28,7 +28,7 @@ def gradient(moment: Moment, key: jax.Array) -> Leaves:
 
     Raises:
       ValueError: no pruned weight of the model has a gradient (outside jit; inside through
-        ``checkify``).
+        ``checkify``, with `jaxprune.debug_checks`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ def _refuse_masked(moment: Moment) -> None:
         if bool(masked):
             raise ValueError(text)
     else:
-        checkify.debug_check(~masked, text)
+        debug_check(~masked, text)
 
 
 def _some_pruned(moment: Moment) -> jax.Array:

@@ -320,6 +320,7 @@ def test_the_remedy_for_a_large_array_works():
     assert jax.eval_shape(lambda x: top_k_mask(x, 1, axis=0), LARGE).shape == LARGE.shape
 
 
+@pytest.mark.usefixtures("asked_for_checks")
 @pytest.mark.parametrize(
     ("function", "text"),
     [
@@ -329,7 +330,7 @@ def test_the_remedy_for_a_large_array_works():
     ids=["selection", "check"],
 )
 def test_checkify_reports_nan_by_path(function: Callable[[jax.Array], Any], text: str):
-    checked = checkify.checkify(quick.jit(function), errors=checkify.user_checks)
+    checked = checkify.checkify(jax.jit(function), errors=checkify.user_checks)
     error, _ = checked(jnp.array([1.0, NAN]))
     assert text in str(error.get())
     error, _ = checked(jnp.array([1.0, 2.0]))

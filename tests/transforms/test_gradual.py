@@ -248,6 +248,7 @@ def test_optax_can_map_over_the_state():
     assert optax.tree.get(mapped, "step") == 0
 
 
+@pytest.mark.usefixtures("asked_for_checks")
 def test_nan_scores_are_found_under_checkify():
     tx, params = jaxprune.gradual(optax.sgd(0.1), 0.5), {"a": {"kernel": jnp.full((1, 2), jnp.nan)}}
     update = checkify.checkify(jax.jit(tx.update), errors=checkify.user_checks)
@@ -255,6 +256,7 @@ def test_nan_scores_are_found_under_checkify():
     assert "score 'a/kernel' has 2 NaN entries" in (error.get() or "")
 
 
+@pytest.mark.usefixtures("asked_for_checks")
 def test_a_schedule_that_leaves_its_range_is_found_under_checkify():
     def doubles(step: Any) -> jax.Array:
         return jnp.asarray(step, jnp.float32) * 0.5
