@@ -13,7 +13,7 @@ SOURCES := jaxprune tests docs conftest.py $(wildcard experiments)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install demo test test-newest quick format lint docs figures golden clean
+.PHONY: help install demo test slow test-newest quick format lint docs figures golden clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -26,10 +26,13 @@ demo: install  ## the main job: train sparse on real images (ARGS="--seeds 3")
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
 test: lint docs  ## every gate, in order of speed; CI runs this
-	$(BIN)/python $(PYTEST) $(ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+
+slow: install  ## the tests that `make test` leaves out: every transform with every optimizer, kills
+	$(BIN)/python $(PYTEST) -m slow $(ARGS)
 
 test-newest: $(NEWEST)/installed  ## tests and doctests on the newest Python and jax
-	$(NEWEST)/bin/python $(PYTEST) $(ARGS)
+	$(NEWEST)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 quick: install  ## the tests that take no data and no time
 	$(BIN)/python $(PYTEST) -m "not slow and not real" $(ARGS)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import jaxprune
@@ -85,6 +86,18 @@ class TestNnx(Laws):
     def with_arrays(self, job: Job, arrays: Any) -> Job:
         nnx.update(job, arrays)
         return job
+
+    def test_packed_masks_are_the_same(self, masks: Any):
+        """They are not: NNX keeps the arrays of an optimizer's state, and no more."""
+        job = self.start(scenario.transform(packed=True))
+        job, _ = self.step(job, scenario.batch())
+        with pytest.raises(ValueError) as error:
+            self.step(job, scenario.batch())
+        assert str(error.value) == (
+            "the packed masks of conv/kernel/bits, layers/0/kernel/bits, layers/1/kernel/bits have "
+            "lost their sizes: flax.nnx rebuilds an optimizer's state from its arrays alone. Pass "
+            "packed=False with nnx.Optimizer."
+        )
 
     def test_the_optimizer_holds_variables_of_other_types(self, trained: Trained):
         def types(tree: Any) -> set[type]:
