@@ -191,7 +191,7 @@ SCHEDULES = (
 # Needs: "dense" (stores dense weights: only `final_params` are sparse); "regrows" (pruned weights
 # come back); "masked gradients" (the inner optimizer sees zeros for pruned weights); "own
 # gradients" (it sees what the method makes of them); "moves moments" (where masks change); "moves
-# counts" (between layers, and the total by a few).
+# counts" (between layers, and the total by a few); "rests" (some weights do not move at all).
 _REGROWS = frozenset({"regrows", "masked gradients", "moves moments"})
 
 TRANSFORMS = (
@@ -292,7 +292,7 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.top_kast(
             inner, 0.5, backward_sparsity=0.25, **settings
         ),
-        frozenset({"dense", "regrows", "own gradients"}),
+        frozenset({"dense", "regrows", "own gradients", "rests"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
         paper="arXiv:2106.03517",

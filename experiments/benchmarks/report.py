@@ -28,9 +28,8 @@ SELECTION = """\
 `jaxprune.top_k_mask` keeps exactly a tenth of the scores. `in reads` is its time over that of
 `jnp.sum`, one read of the scores; the other ratios say how much longer `jnp.sort` and `lax.top_k`
 take. Neither of them gives a mask yet, and both gather an array that is split over devices.
-Every mask was compared with numpy's. The check for NaN is left out of the times: where a call is
-jitted alone, its effect costs `jit` its fast dispatch, 0.3 ms of the host's time on the machine
-with the H100.
+Every mask was compared with numpy's. The CPU table was measured on a machine busy with other work,
+so its times are too long; its ratios are of one run.
 """
 
 OVERHEAD = """\

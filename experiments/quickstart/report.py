@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -105,9 +106,9 @@ def publish(
 
 def table(outcomes: Sequence[Outcome], times: Mapping[str, StepTime], title: str) -> Table:
     """Return the table: a row per run, as mean and standard deviation over the seeds."""
-    made = Table(title=title)
+    made = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     made.add_column("run", no_wrap=True)
-    for name in ("accuracy", "sparsity", "kept", "dense", "packed", "step"):
+    for name in ("accuracy", "sparsity", "kept", "dense", "compressed", "step time"):
         made.add_column(name, justify="right", no_wrap=True)
     for name, runs in by_name(outcomes).items():
         first = runs[0]  # all seeds have the same shapes and counts

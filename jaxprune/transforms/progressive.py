@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxprune._core.prunable import Where, default_where
 from jaxprune.masks import MaskRule, Patterns
@@ -346,6 +347,8 @@ def _framed(
             frame.check({path: weight.shape})
         choices = [everything, *(_masker(frame, path) for frame in rules)]
         frame = jnp.sum(step >= np.asarray(starts, np.int32), dtype=jnp.int32)
+        if not isinstance(frame, Tracer):  # outside jit a switch would compile anew in every call
+            return choices[int(frame)](weight)
         return jax.lax.switch(frame, choices, weight)
 
     return train_straight_through(inner, masking.method(window, present=present))

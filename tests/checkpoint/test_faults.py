@@ -60,7 +60,6 @@ def test_an_interruption_anywhere_leaves_a_good_step(
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on(tmp_path: Path):
     chance, saved = random.Random(0), []
     for _ in range(5):

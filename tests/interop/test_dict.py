@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tests.interop.laws import Laws
+from tests.interop.laws import PackedLaws
 from tests.interop.scenario import CLASSES, VOCABULARY, WIDTH, Batch, cross_entropy
 
 Params = dict[str, Any]
@@ -59,7 +59,7 @@ def train_step(
     return new, opt_state, loss
 
 
-class TestDict(Laws):
+class TestDict(PackedLaws):
     prunable = frozenset({"attention/key", "attention/value", "layers/0/w"})
     left = frozenset({"layers/0/b", "ln/scale", "tok_emb"})
 

@@ -11,7 +11,7 @@ import pytest
 import jaxprune
 from jaxprune._core import paths
 from tests.interop import scenario
-from tests.interop.laws import Laws, Trained, check_exported
+from tests.interop.laws import PackedLaws, Trained, check_exported
 from tests.interop.scenario import CLASSES, LENGTH, VOCABULARY, WIDTH, Batch, cross_entropy
 from tests.third_party import leniently
 
@@ -63,7 +63,7 @@ def train_step(
     return Job(job.tx, eqx.apply_updates(job.model, updates), opt_state), loss
 
 
-class TestEquinox(Laws):
+class TestEquinox(PackedLaws):
     prunable = frozenset(
         {
             "conv/weight",

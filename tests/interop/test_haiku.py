@@ -6,7 +6,7 @@ import haiku as hk
 import jax
 import optax
 
-from tests.interop.laws import Laws
+from tests.interop.laws import PackedLaws
 from tests.interop.scenario import CLASSES, VOCABULARY, WIDTH, Batch, batch, cross_entropy
 from tests.third_party import leniently
 
@@ -48,7 +48,7 @@ def train_step(
     return new, changed, opt_state, loss
 
 
-class TestHaiku(Laws):
+class TestHaiku(PackedLaws):
     prunable = frozenset(
         {
             "conv1_d/w",

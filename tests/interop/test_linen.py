@@ -8,7 +8,7 @@ import optax
 from flax import linen as nn
 from flax.training import train_state
 
-from tests.interop.laws import Laws
+from tests.interop.laws import PackedLaws
 from tests.interop.scenario import CLASSES, HEADS, VOCABULARY, WIDTH, batch, cross_entropy
 from tests.third_party import leniently
 
@@ -43,7 +43,7 @@ def train_step(state: State, tokens: jax.Array, labels: jax.Array) -> tuple[Stat
     return state.apply_gradients(grads=grads, batch_stats=stats), loss
 
 
-class TestLinen(Laws):
+class TestLinen(PackedLaws):
     prunable = frozenset(
         {
             "Conv_0/kernel",

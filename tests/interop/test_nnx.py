@@ -87,8 +87,7 @@ class TestNnx(Laws):
         nnx.update(job, arrays)
         return job
 
-    def test_packed_masks_are_the_same(self, masks: Any):
-        """They are not: NNX keeps the arrays of an optimizer's state, and no more."""
+    def test_packed_masks_are_refused(self):
         job = self.start(scenario.transform(packed=True))
         job, _ = self.step(job, scenario.batch())
         with pytest.raises(ValueError) as error:

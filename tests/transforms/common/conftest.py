@@ -3,11 +3,11 @@
 import pytest
 
 from tests.members import TRANSFORMS, TransformRow
-from tests.transforms.common.inners import INNERS
 
-# The first rows run with every optimizer. Each of the others runs with a few of its own, so that
-# every optimizer meets several transforms; the rest of the square is marked slow.
-WITH_ALL, STRIDE = 2, 8
+# The first rows run with every optimizer, type and wrapper. Each of the others runs with a few of
+# its own, so that each of these meets several transforms; the rest of the square is marked slow.
+WITH_ALL = 2
+STRIDES = {"inner": 8, "types": 4, "around": 7}
 
 
 @pytest.fixture(params=TRANSFORMS, ids=repr)
@@ -17,11 +17,10 @@ def row(request: pytest.FixtureRequest) -> TransformRow:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow the pairs of transform and optimizer that are off the diagonals."""
+    """Mark as slow the pairs that are off the diagonals."""
     for item in items:
         spec = getattr(item, "callspec", None)
-        if spec is None or not {"row", "inner"} <= set(spec.params):
-            continue
-        row, inner = TRANSFORMS.index(spec.params["row"]), INNERS.index(spec.params["inner"])
-        if row >= WITH_ALL and (row + inner) % STRIDE:
-            item.add_marker(pytest.mark.slow)
+        for name in STRIDES.keys() & (spec.params.keys() if spec is not None else ()):
+            row, other = TRANSFORMS.index(spec.params["row"]), spec.indices[name]
+            if row >= WITH_ALL and (row + other) % STRIDES[name]:
+                item.add_marker(pytest.mark.slow)
