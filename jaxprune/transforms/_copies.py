@@ -18,9 +18,19 @@ _CALLS = ("jaxpr", "call_jaxpr")
 
 def copied_leaves(inner: optax.GradientTransformation, params: Tree) -> dict[str, str]:
     """Return ``{path in the inner state: path of the parameter it is a copy of}``."""
-    shapes = jax.eval_shape(lambda tree: tree, params)
-    closed, out = jax.make_jaxpr(inner.init, return_shape=True)(shapes)
-    names = list(paths.flatten(shapes))
+    leaves, treedef = jax.tree.flatten(params)
+    arrays = [index for index, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+
+    def init(given: list[Any]) -> Any:  # a model's functions stay what they are
+        full = list(leaves)
+        for index, array in zip(arrays, given, strict=True):
+            full[index] = array
+        return inner.init(treedef.unflatten(full))
+
+    shapes = jax.eval_shape(lambda xs: xs, [leaves[index] for index in arrays])
+    closed, out = jax.make_jaxpr(init, return_shape=True)(shapes)
+    named = paths.flatten(params)
+    names = [path for path, leaf in named.items() if hasattr(leaf, "dtype")]
     sources = _sources(closed.jaxpr, dict(zip(closed.jaxpr.invars, names, strict=True)))
     found = dict(zip(_paths_of(out), sources, strict=True))
     return {path: source for path, source in found.items() if source is not None}

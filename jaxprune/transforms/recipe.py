@@ -238,7 +238,7 @@ def wrap(
 
     def init(params: Tree) -> Any:
         weights = select(params, recipe.where)
-        inner_state = inner.init(params)
+        inner_state = _initialised(inner, params)
         _check_no_multi_steps(inner_state)
         masks, extra = recipe.init(weights)
         return State(
@@ -344,6 +344,22 @@ def _check_inner(inner: Any) -> None:
             f"inner must be an optax optimizer, got {type(inner).__name__}. "
             "Wrap one: jaxprune.gradual(optax.adamw(1e-3), ...)."
         )
+
+
+def _initialised(inner: optax.GradientTransformation, params: Tree) -> Any:
+    """Return the inner optimizer's first state; name the leaves that it cannot take."""
+    try:
+        return inner.init(params)
+    except TypeError as error:
+        leaves = paths.flatten(params).items()
+        strange = [f"{p} ({type(x).__name__})" for p, x in leaves if not hasattr(x, "dtype")]
+        if not strange:
+            raise
+        raise TypeError(
+            "params holds leaves that are not arrays, and the inner optimizer does not take them: "
+            f"{paths.listed(strange)}. Pass the arrays alone, as with "
+            "eqx.filter(model, eqx.is_inexact_array)."
+        ) from error
 
 
 def _check_no_multi_steps(inner_state: Any) -> None:

@@ -1,26 +1,14 @@
-"""Every check of this folder runs over every transform."""
+"""The checks of this folder run over the transforms of the member table."""
 
 import pytest
 
-from tests.members import TRANSFORMS, TransformRow
+from tests.members import TRANSFORMS
 
-# The first rows run with every optimizer, type and wrapper. Each of the others runs with a few of
-# its own, so that each of these meets several transforms; the rest of the square is marked slow.
-WITH_ALL = 2
-STRIDES = {"inner": 8, "types": 4, "around": 7}
+CORE = TRANSFORMS[:2]  # those that store masks and never bring a weight back
 
 
-@pytest.fixture(params=TRANSFORMS, ids=repr)
-def row(request: pytest.FixtureRequest) -> TransformRow:
-    """Each public transform in turn."""
-    return request.param
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow the pairs that are off the diagonals."""
-    for item in items:
-        spec = getattr(item, "callspec", None)
-        for name in STRIDES.keys() & (spec.params.keys() if spec is not None else ()):
-            row, other = TRANSFORMS.index(spec.params["row"]), spec.indices[name]
-            if row >= WITH_ALL and (row + other) % STRIDES[name]:
-                item.add_marker(pytest.mark.slow)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a module's checks over every transform if it says so, else over those of the core."""
+    if "row" in metafunc.fixturenames:
+        rows = TRANSFORMS if getattr(metafunc.module, "EVERY_TRANSFORM", False) else CORE
+        metafunc.parametrize("row", rows, ids=repr)

@@ -11,6 +11,8 @@ from tests import third_party
 from tests.members import CALLS, TransformRow
 from tests.transforms.common import rig
 
+EVERY_TRANSFORM = True  # read by conftest
+
 
 def kept(row: TransformRow, shape: tuple[int, ...], sparsity: float) -> int:
     """How many weights the pattern keeps, whichever they are."""
