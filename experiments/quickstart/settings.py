@@ -17,7 +17,7 @@ class Settings:
     dataset: str = "fashion_mnist"
     epochs: int = 7
     batch_size: int = 128
-    learning_rate: float = 5e-3
+    learning_rate: float = 8e-3
     seed: int = 0  # the first one
     seeds: int = 1
     out: Path = Path("runs/quickstart")

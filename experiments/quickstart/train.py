@@ -57,7 +57,7 @@ def optimizers(
 
 def pruning_window(total_steps: int) -> tuple[int, int, int]:
     """Return when pruning begins and ends, and the steps between two changes of the masks."""
-    return total_steps // 20, total_steps // 2, max(1, total_steps // 150)
+    return total_steps // 5, total_steps * 7 // 10, max(1, total_steps // 100)
 
 
 class CNN(nn.Module):

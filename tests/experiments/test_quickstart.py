@@ -106,7 +106,7 @@ def test_a_run_is_not_continued_with_other_settings(whole: Path) -> None:
         train.main(arguments)
     assert str(caught.value) == (
         f"--resume cannot continue the run in {str(whole)!r}, which was started otherwise: "
-        "learning_rate 0.005 is now 0.5. Start with the same settings and data, or in another "
+        "learning_rate 0.008 is now 0.5. Start with the same settings and data, or in another "
         "--out."
     )
     assert checkpoint.latest_step(whole / "seed0" / "dense") == 2
