@@ -37,9 +37,11 @@ OVERHEAD = """\
 
 A Flax decoder trained with `optax.adamw`, bare and wrapped at sparsity 0.9, uniform over layers.
 `step` is a whole training step, `alone` the optimizer and `apply_updates`. Rows named `update`
-change masks in every step; a training run does that every `every` steps, and otherwise pays what
-the row above says. Bytes are per prunable weight, beyond what the bare optimizer has: in its
-state, and in the temporaries of the compiled step.
+change masks in every step (GraNet prunes and regenerates in turns); a training run does that every
+so many steps, and otherwise pays what the row above says: `every 100 steps` is the mean over a
+hundred steps, one of which changes masks, to the bare step. Rows without an `update` have one kind
+of step. Steps run back to back. N:M rows are 2:4. Bytes are per prunable weight, beyond what the
+bare optimizer has: in its state, and in the temporaries of the compiled step.
 """
 
 

@@ -41,6 +41,15 @@ def pack(mask: jax.Array) -> PackedMask:
     return PackedMask(jnp.packbits(mask, axis=-1, bitorder="little"), mask.shape[-1])
 
 
+def stored(masks: dict[str, jax.Array], *, packed: bool) -> dict[str, Any]:
+    """Return masks by path as a state holds them: packed, if wanted and possible."""
+    if not packed:
+        return masks
+    for path, mask in masks.items():
+        check_packable(path, mask)
+    return {path: pack(mask) for path, mask in masks.items()}
+
+
 def unpack(mask: Any) -> jax.Array:
     """Return the boolean array of a packed mask; boolean arrays pass through."""
     if not is_packed(mask):

@@ -14,7 +14,7 @@ from jaxprune import allocation as allocations
 from jaxprune import scores
 from jaxprune._core import paths
 from jaxprune._core.meshes import known_axes, shards_of, split_over
-from jaxprune._core.packing import check_packable, pack, unpack
+from jaxprune._core.packing import stored, unpack
 from jaxprune._core.prunable import Where
 from jaxprune._core.search import sums
 from jaxprune._core.select import refuse_nan
@@ -100,7 +100,7 @@ def _first_memory(settings: Settings, weights: Leaves, masks: Leaves) -> Memory:
     momentum = growth.start(weights) if isinstance(growth, Momentum) else {}
     # A copy: a donated state may not hold a buffer two times.
     fired = {path: jnp.copy(mask) for path, mask in masks.items()} if settings.track_fired else {}
-    return Memory(momentum, _stored(settings, fired))
+    return Memory(momentum, stored(fired, packed=settings.packed))
 
 
 def _watch(settings: Settings, moment: Moment) -> Tree:
@@ -115,15 +115,7 @@ def _with_fired(settings: Settings, memory: Memory, masks: Leaves) -> Memory:
     if not settings.track_fired:
         return memory
     fired = {path: unpack(memory.fired[path]) | mask for path, mask in masks.items()}
-    return memory._replace(fired=_stored(settings, fired))
-
-
-def _stored(settings: Settings, masks: Leaves) -> Tree:
-    if not settings.packed:
-        return masks
-    for path, mask in masks.items():
-        check_packable(path, mask)
-    return {path: pack(mask) for path, mask in masks.items()}
+    return memory._replace(fired=stored(fired, packed=settings.packed))
 
 
 def random_masks(settings: Settings, weights: Leaves, units: dict[str, Any]) -> Leaves:

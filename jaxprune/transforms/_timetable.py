@@ -81,7 +81,10 @@ def gate(flag: jax.Array, changed: Any, kept: Any) -> Any:
     if not isinstance(flag, Tracer):
         return changed() if bool(flag) else kept
 
+    def either(new: jax.Array, old: jax.Array) -> jax.Array:
+        return old if new is old else jnp.where(flag, new, old)
+
     def select() -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(flag, new, old), changed(), kept)
+        return jax.tree.map(either, changed(), kept)
 
     return jax.lax.cond(_any(flag), select, lambda: kept)

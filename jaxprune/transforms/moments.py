@@ -7,13 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._core import paths
+from jaxprune.transforms._timetable import gate
 from jaxprune.types import Tree
 
-Moments: TypeAlias = Callable[[Tree, Tree, dict[str, jax.Array], dict[str, jax.Array]], Tree]
-"""``(state, fresh state, old masks, new masks) -> state`` of the inner optimizer."""
+Masks: TypeAlias = dict[str, jax.Array]
+
+Moments: TypeAlias = Callable[[Tree, Tree, Masks, Masks, jax.Array], Tree]
+"""``(state, fresh state, old masks, new masks, changes) -> state`` of the inner optimizer.
+
+It runs in every call of update, and leaves the state where old and new masks are equal. ``changes``
+is a () bool: False where they are, so that what costs more than a look at each entry can be gated.
+"""
 
 
-def fresh(state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:
+def fresh(state: Tree, start: Tree, old: Masks, new: Masks, changes: jax.Array) -> Tree:
     """Let dropped and grown weights start again with the moments of a fresh optimizer.
 
     The published rule of RigL and others: entries where the mask changed return to their value in
@@ -25,6 +32,7 @@ def fresh(state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:
       start: state of a freshly initialised inner optimizer.
       old: ``{path: mask}`` before the change.
       new: ``{path: mask}`` after the change.
+      changes: () bool, whether this is a call that changes masks.
 
     Returns:
       The state of the inner optimizer.
@@ -34,12 +42,13 @@ def fresh(state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:
       >>> from jaxprune.transforms import moments
       >>> state, start = {"mu": {"w": jnp.array([3.0, 4.0, 5.0])}}, {"mu": {"w": jnp.zeros(3)}}
       >>> old, new = {"w": jnp.array([True, True, False])}, {"w": jnp.array([True, False, True])}
-      >>> moments.fresh(state, start, old, new)["mu"]["w"].tolist()
+      >>> moments.fresh(state, start, old, new, jnp.array(True))["mu"]["w"].tolist()
       [3.0, 0.0, 0.0]
 
     Reference:
       Evci et al., Rigging the lottery, arXiv:1911.11134.
     """
+    del changes
 
     def restart(leaf: jax.Array, first: jax.Array, before: jax.Array, after: jax.Array) -> Any:
         return jnp.where(before == after, leaf, first)
@@ -47,7 +56,7 @@ def fresh(state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:
     return _map_owned(restart, state, start, old, new)
 
 
-def mean_of_live(state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:
+def mean_of_live(state: Tree, start: Tree, old: Masks, new: Masks, changes: jax.Array) -> Tree:
     """Let grown weights start with the mean second moment of the weights that stay.
 
     With a second moment of zero the first hundreds of Adam steps of a grown weight are up to 12
@@ -59,6 +68,7 @@ def mean_of_live(state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:
       start: as in `fresh`.
       old: as in `fresh`.
       new: as in `fresh`.
+      changes: as in `fresh`; the means are computed only then.
 
     Returns:
       The state of the inner optimizer.
@@ -68,19 +78,27 @@ def mean_of_live(state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:
       >>> from jaxprune.transforms import moments
       >>> state, start = {"nu": {"w": jnp.array([3.0, 4.0, 0.0])}}, {"nu": {"w": jnp.zeros(3)}}
       >>> old, new = {"w": jnp.array([True, True, False])}, {"w": jnp.array([True, False, True])}
-      >>> moments.mean_of_live(state, start, old, new)["nu"]["w"].tolist()
+      >>> moments.mean_of_live(state, start, old, new, jnp.array(True))["nu"]["w"].tolist()
       [3.0, 0.0, 3.0]
     """
 
     def restart(leaf: jax.Array, first: jax.Array, before: jax.Array, after: jax.Array) -> Any:
-        stays = before & after
-        many = jnp.maximum(jnp.sum(stays, dtype=jnp.float32), 1.0)
-        total = jnp.sum(jnp.where(stays, leaf, jnp.zeros_like(leaf)), dtype=jnp.float32)
-        mean = (total / many).astype(leaf.dtype)
-        grown = jnp.where(jnp.all(leaf >= 0) & after & ~before, mean, first)
+        positive, mean = gate(changes, lambda: _mean(leaf, before & after), _no_mean(leaf))
+        grown = jnp.where(positive & after & ~before, mean, first)
         return jnp.where(before == after, leaf, grown)
 
     return _map_owned(restart, state, start, old, new)
+
+
+def _mean(leaf: jax.Array, stays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return whether a leaf is nowhere negative, and its mean over the weights that stay."""
+    many = jnp.maximum(jnp.sum(stays, dtype=jnp.float32), 1.0)
+    total = jnp.sum(jnp.where(stays, leaf, jnp.zeros_like(leaf)), dtype=jnp.float32)
+    return jnp.all(leaf >= 0), (total / many).astype(leaf.dtype)
+
+
+def _no_mean(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((), bool), jnp.zeros((), leaf.dtype)
 
 
 def _map_owned(fn: Callable[..., Any], state: Tree, start: Tree, old: Tree, new: Tree) -> Tree:

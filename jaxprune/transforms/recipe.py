@@ -1,17 +1,17 @@
 """The one shape of sparse-training transforms: what a recipe fills in, and the common steps."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxprune._core import paths
 from jaxprune._core.meshes import known_axes, split_over
-from jaxprune._core.packing import check_packable, is_packed, pack
+from jaxprune._core.packing import is_packed, stored, unpack
 from jaxprune._core.prunable import Where, select
 from jaxprune._core.search import sums
 from jaxprune.transforms._copies import copied_leaves, zero_copies
@@ -169,8 +169,8 @@ def _keep_extra(moment: Moment) -> Tree:
 class Recipe:
     """What a method does; everything else is common.
 
-    One call of update: ``watch`` -> ``gradients`` -> the inner optimizer -> ``change``, at the
-    timetable's steps -> ``moments`` -> ``land``.
+    One call of update: ``watch`` -> ``change``, at the timetable's steps -> ``moments`` ->
+    ``gradients`` -> the inner optimizer -> ``land``.
 
     Attributes:
       method: its static description.
@@ -180,8 +180,9 @@ class Recipe:
       init: first masks and the method's own state, from ``{path: weight}``.
       change: the new masks and the method's own state.
       watch: the method's own state after a look at the gradients, in every call.
-      gradients: gradients of the prunable weights that the inner optimizer sees.
-      moments: what the inner optimizer's state becomes where masks changed.
+      gradients: gradients of the prunable weights that the inner optimizer sees; the masks that it
+        is given are True for weights that are live before and after this call.
+      moments: what the inner optimizer's state becomes where masks change, before its step.
       land: updates of the prunable weights, given the inner optimizer's.
       packed: store one bit a weight.
       axis_names: mesh axes that split one weight inside ``shard_map``; None to read them.
@@ -243,7 +244,7 @@ def wrap(
         masks, extra = recipe.init(weights)
         return State(
             step=jnp.zeros((), jnp.int32),
-            masks=_stored(params, masks, recipe.packed),
+            masks=paths.refill(params, stored(masks, packed=recipe.packed)),
             health=no_news(len(weights), 0 if recipe.starts_changed else NEVER),
             fingerprint=fingerprint_of(recipe.text),
             method=recipe.method,
@@ -256,15 +257,17 @@ def wrap(
     ) -> tuple[Tree, Any]:
         moment = _moment(recipe, updates, state, params)
         moment = moment._replace(extra=recipe.watch(moment))
-        given = paths.refill(updates, recipe.gradients(moment), _itself)
-        steps, inner_state = extended.update(given, state.inner_state, params, **extra_args)
-        start = functools.partial(inner.init, params)
-        after, inner_state, health = _changed(recipe, moment, inner_state, state.health, start)
+        after, held, health = _changed(recipe, moment, state)
+        inner_state = _moved(recipe, moment, after, state.inner_state, inner, params)
+        live = {path: mask & after.masks[path] for path, mask in moment.masks.items()}
+        grads = recipe.gradients(moment._replace(masks=live))
+        given = paths.refill(updates, grads, _itself)
+        steps, inner_state = extended.update(given, inner_state, params, **extra_args)
         copies = copied_leaves(inner, params) if recipe.land is land_on_zero else {}
         landed = recipe.land(after, _of_prunable(steps, after.masks))
         state = state._replace(
             step=optax.safe_increment(state.step),
-            masks=_stored(params, after.masks, recipe.packed),
+            masks=paths.refill(params, held),
             health=health,
             extra=after.extra,
             inner_state=zero_copies(inner_state, copies, after.masks),
@@ -289,28 +292,25 @@ def _moment(recipe: Recipe, updates: Tree, state: State, params: Tree) -> Moment
     return Moment(state.step, turn, weights, grads, stored_masks(state), state.extra, fill)
 
 
-def _changed(
-    recipe: Recipe, moment: Moment, inner_state: Any, health: Health, start: Callable[[], Any]
-) -> tuple[Moment, Any, Health]:
-    """Change masks where the timetable says so, and the inner optimizer's state with them.
+def _changed(recipe: Recipe, moment: Moment, state: State) -> tuple[Moment, Leaves, Health]:
+    """Change masks where the timetable says so; return them also as they are stored.
 
-    Nothing but masks goes through the ``lax.cond``, unless the method moves the inner optimizer's
-    state. Health is looked at inside the same one: whatever reads the weights must come before
-    what is computed from the masks, or the compiler copies donated parameters in every step.
+    Nothing but stored masks and the method's own state goes through the ``lax.cond``: what does is
+    copied in every call. Health is looked at inside the same one: whatever reads the weights must
+    come before what is computed from the masks, or the compiler copies donated parameters.
     """
-    held = inner_state if recipe.moments is not None else ()
-    before = (moment.masks, moment.extra, held)
+    health = state.health
+    leaves = jax.tree.leaves(state.masks, is_leaf=is_packed)
+    before = (dict(zip(moment.masks, leaves, strict=True)), moment.extra)
     seen = (health.came_back, health.nonfinite)
-    fires = jnp.bool_(True) if recipe.timetable is None else recipe.timetable.fires(moment.step)
+    fires = _fires(recipe, moment)
     lands = recipe.land is land_on_zero and bool(moment.masks)
     due = health.changed == moment.step - 1 if lands else jnp.bool_(False)
 
-    def change() -> tuple[Leaves, Tree, Any]:
+    def change() -> tuple[Leaves, Tree]:
         with split_over(recipe.axis_names):
             masks, extra = recipe.change(moment)
-        if recipe.moments is None:
-            return masks, extra, ()
-        return masks, extra, recipe.moments(inner_state, start(), moment.masks, masks)
+        return stored(masks, packed=recipe.packed), extra
 
     def examine() -> tuple[jax.Array, jax.Array]:
         with split_over(recipe.axis_names):
@@ -320,10 +320,33 @@ def _changed(
         found = gate(due, examine, seen) if lands else seen
         return gate(fires, change, before), found
 
-    (masks, extra, held), seen = gate(fires | due, both, (before, seen))
-    health = Health(jnp.where(fires, moment.step, health.changed), *seen)
-    after = moment._replace(masks=masks, extra=extra)
-    return after, inner_state if recipe.moments is None else held, health
+    (held, extra), seen = gate(fires | due, both, (before, seen))
+    masks = {path: unpack(mask) for path, mask in held.items()}
+    changed = jnp.where(fires, moment.step, health.changed)
+    return moment._replace(masks=masks, extra=extra), held, Health(changed, *seen)
+
+
+def _fires(recipe: Recipe, moment: Moment) -> jax.Array:
+    return jnp.bool_(True) if recipe.timetable is None else recipe.timetable.fires(moment.step)
+
+
+def _moved(
+    recipe: Recipe,
+    moment: Moment,
+    after: Moment,
+    inner_state: Any,
+    inner: optax.GradientTransformation,
+    params: Tree,
+) -> Any:
+    """Return the inner optimizer's state, with the moments of dropped and grown weights moved.
+
+    Before the optimizer's step, to be one pass with it; after it, compilers copy the moments.
+    Weights whose mask changes get no gradient in this call, so that they stay as they are moved.
+    """
+    fires = _fires(recipe, moment)
+    if recipe.moments is None or not (isinstance(fires, Tracer) or bool(fires)):
+        return inner_state
+    return recipe.moments(inner_state, inner.init(params), moment.masks, after.masks, fires)
 
 
 def _not_zero(moment: Moment) -> tuple[jax.Array, jax.Array]:
@@ -371,14 +394,6 @@ def _check_no_multi_steps(inner_state: Any) -> None:
             "inner holds optax.MultiSteps: the schedule would count micro-steps. Put MultiSteps "
             "outside: optax.MultiSteps(jaxprune.gradual(inner, ...), every_k_schedule=k)."
         )
-
-
-def _stored(params: Tree, masks: Leaves, packed: bool) -> Tree:
-    if packed:
-        for path, mask in masks.items():
-            check_packable(path, mask)
-        return paths.refill(params, {path: pack(mask) for path, mask in masks.items()})
-    return paths.refill(params, masks)
 
 
 def _matched(params: Tree | None, updates: Tree, state: State) -> tuple[Leaves, Leaves]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._core.meshes import shards_of
-from jaxprune._core.packing import check_packable, pack, unpack
+from jaxprune._core.packing import stored, unpack
 from jaxprune._core.prunable import Where, default_where
 from jaxprune.masks import MaskRule
 from jaxprune.schedules import as_sparsity
@@ -95,11 +95,11 @@ def top_kast(
 
     def init(weights: Leaves) -> tuple[Leaves, Tree]:
         rule.check({path: weight.shape for path, weight in weights.items()})
-        return sets(weights, sparsity), _stored(sets(weights, backward_sparsity), packed)
+        return sets(weights, sparsity), stored(sets(weights, backward_sparsity), packed=packed)
 
     def watch(moment: Moment) -> Tree:
         def chosen() -> Tree:
-            return _stored(sets(moment.weights, backward_sparsity), packed)
+            return stored(sets(moment.weights, backward_sparsity), packed=packed)
 
         return gate(timetable.fires(moment.step), chosen, moment.extra)
 
@@ -156,14 +156,6 @@ def _land_in_backward_set(moment: Moment, steps: Leaves) -> Leaves:
         path: jnp.where(unpack(moment.extra[path]), step, jnp.full_like(step, -0.0))
         for path, step in steps.items()
     }
-
-
-def _stored(masks: Leaves, packed: bool) -> Tree:
-    if not packed:
-        return masks
-    for path, mask in masks.items():
-        check_packable(path, mask)
-    return {path: pack(mask) for path, mask in masks.items()}
 
 
 def _refuse_shards(weights: Leaves) -> None:

@@ -85,5 +85,8 @@ def test_overhead_is_shown_next_to_the_bare_optimizer() -> None:
     bare = {"name": "bare", "step": 0.02, "optimizer": 0.002, "state_bytes": 0.0}
     bare["step_temporary_bytes"] = 0.0
     wrapped = {**bare, "name": "gradual", "step": 0.021, "state_bytes": 1.0}
-    _, cells = overhead.table([bare, wrapped])
-    assert cells[1] == ["gradual", "21 ms", "1.05", "2 ms", "1", "+1.000", "+0.00"]
+    update = {**wrapped, "name": "gradual: update", "step": 0.041}
+    _, cells = overhead.table([bare, wrapped, update])
+    amortised = "1.06"  # (99 * 21 + 41) / 100 / 20
+    assert cells[1] == ["gradual", "21 ms", "1.05", "2 ms", "1", amortised, "+1.000", "+0.00"]
+    assert cells[2][5] == "-"
