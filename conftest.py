@@ -48,7 +48,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `real(probe)` for the reason that its probe gives, if it gives one."""
     for mark in item.iter_markers("real"):
         if len(mark.args) != 1 or not callable(mark.args[0]):
-            raise pytest.UsageError(f"{item.nodeid}: write @pytest.mark.real(probe)")
+            raise pytest.UsageError(f"{item.nodeid}: write @pytest.mark.real.with_args(probe)")
         reason = mark.args[0]()
         if reason is not None:
             pytest.skip(f"real data: {reason}")

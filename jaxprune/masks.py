@@ -13,9 +13,10 @@ import numpy as np
 
 from jaxprune import allocation as allocations
 from jaxprune._core import paths
+from jaxprune._core.counts import as_count
 from jaxprune._core.packing import is_packed, unpack
 from jaxprune._core.prunable import Where, default_where, select
-from jaxprune._core.select import count_words, global_top_k_mask, refuse_nan
+from jaxprune._core.select import global_top_k_mask, refuse_nan
 from jaxprune.patterns import Unstructured
 from jaxprune.schedules import as_sparsity
 from jaxprune.scores import magnitude
@@ -148,7 +149,7 @@ class MaskRule:
                 f"{self.allocation!r} keeps at least {floors} weights, but sparsity={sparsity} "
                 f"leaves {kept} of {total}. Lower the floor or the sparsity."
             )
-        return count_words(kept)
+        return as_count(kept)
 
     def _floors(self, shapes: Shapes) -> Counts:
         """Return what each weight, or each layer that it stacks, keeps whatever its scores."""

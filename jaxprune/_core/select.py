@@ -20,12 +20,7 @@ from jax.core import Tracer
 from jaxprune._core import counts, meshes, paths, select_gpu
 from jaxprune._core.checks import debug_check
 from jaxprune._core.counts import Count
-from jaxprune._core.images import ordered_bits as ordered_bits
-from jaxprune._core.meshes import shards_of as shards_of
-from jaxprune._core.meshes import split_over as split_over
 from jaxprune._core.search import Image, Space, image_of, search, sums
-
-count_words = counts.as_count
 
 _MOST = (1 << 31) - 1  # entries of one array: its flat indices and sums are 32-bit integers
 

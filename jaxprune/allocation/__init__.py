@@ -17,3 +17,5 @@ from jaxprune.allocation.ranked import global_ as global_
 from jaxprune.allocation.ranked import minimum_threshold as minimum_threshold
 from jaxprune.allocation.read import FromMasks as FromMasks
 from jaxprune.allocation.read import from_masks as from_masks
+from jaxprune.allocation.widths import Widths as Widths
+from jaxprune.allocation.widths import precrop_widths as precrop_widths

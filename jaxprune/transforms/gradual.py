@@ -14,8 +14,9 @@ from jaxprune import allocation as allocations
 from jaxprune import schedules
 from jaxprune._core import paths
 from jaxprune._core.checks import debug_check
+from jaxprune._core.meshes import shards_of, split_over
 from jaxprune._core.prunable import Where, default_where
-from jaxprune._core.select import refuse_nan, shards_of, split_over
+from jaxprune._core.select import refuse_nan
 from jaxprune.masks import Counts, MaskRule, Patterns, check_target, describe
 from jaxprune.patterns import Channel, Unstructured
 from jaxprune.schedules import Constant

@@ -11,7 +11,7 @@ KINDS: dict[str, tuple[members.Row, ...]] = {
 }
 # Public, but not one of the kind. A name without a row must be put here, in sight.
 NOT_MEMBERS: dict[str, set[str]] = {
-    "allocation": {"minimum_threshold"},
+    "allocation": {"minimum_threshold", "precrop_widths"},
     "transforms": {
         *("check", "final_params", "forward_params", "get_masks", "value_and_grad", "itop_rate"),
         # What a recipe is made of.
