@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._core.select import ordered_bits, refuse_nan, top_k_mask
+from jaxprune._core.images import ordered_bits
+from jaxprune._core.select import refuse_nan, top_k_mask
 from jaxprune.patterns import _common
 
 _UNROLLED = 64  # beyond, comparing all pairs of a group costs more than a search
