@@ -1,0 +1,1 @@
+"""Dynamic sparse training against fixed masks, gradual pruning and dense training."""

@@ -1,0 +1,1 @@
+"""N:M training of transformers: STE, SR-STE and progressive gradient flow."""

@@ -1,0 +1,1 @@
+"""Pruning before training: who loses a layer, and when."""

@@ -1,0 +1,1 @@
+"""When to begin and when to end pruning, at equal compute."""
