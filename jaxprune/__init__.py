@@ -3,8 +3,11 @@
 from jaxprune import allocation as allocation
 from jaxprune import analysis as analysis
 from jaxprune import checkpoint as checkpoint
+from jaxprune import graph as graph
 from jaxprune import initial as initial
+from jaxprune import nnx as nnx
 from jaxprune import patterns as patterns
+from jaxprune import posttraining as posttraining
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import transforms as transforms
@@ -14,6 +17,7 @@ from jaxprune._core.select import global_top_k_mask as global_top_k_mask
 from jaxprune._core.select import top_k_mask as top_k_mask
 from jaxprune.analysis import plot as plot
 from jaxprune.analysis import summary as summary
+from jaxprune.graph import trace as trace
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import make_masks as make_masks
 from jaxprune.masks import prune as prune
@@ -21,6 +25,7 @@ from jaxprune.patterns import NM as NM
 from jaxprune.patterns import Block as Block
 from jaxprune.patterns import Channel as Channel
 from jaxprune.patterns import Unstructured as Unstructured
+from jaxprune.transforms import acdc as acdc
 from jaxprune.transforms import check as check
 from jaxprune.transforms import dynamic as dynamic
 from jaxprune.transforms import final_params as final_params

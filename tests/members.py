@@ -14,7 +14,7 @@ import numpy as np
 
 import jaxprune
 from jaxprune import allocation, patterns, schedules, scores
-from jaxprune.types import Pattern
+from jaxprune.masks import Patterns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,17 @@ class TransformRow(Row):
     Attributes:
       sparsities: of the masks after each of `CALLS` calls of update.
       changes: the calls that may change masks; None for all.
-      pattern: which the masks obey from the last of them on.
+      pattern: which the masks obey.
+      settles: the first call after which they do.
+      akin_to: a row above that shares most of its code. Where a check has to compile, what is akin
+        to another is a slow test.
     """
 
     sparsities: tuple[float, ...]
     changes: tuple[int, ...] | None
-    pattern: Pattern = patterns.Unstructured()
+    pattern: Patterns = dataclasses.field(default=patterns.Unstructured(), hash=False)
+    settles: int = 0
+    akin_to: str | None = None
 
 
 def row(name: str, make: Callable[..., Any], *needs: str, paper: str | None = None) -> Row:
@@ -187,11 +192,13 @@ SCHEDULES = (
 )
 
 # make(inner, params, **settings) -> transform that ends at sparsity 0.5 by call 11, counted from 0,
-# for leaves whose last two axes are multiples of 8; settings: packed.
+# for leaves whose last two axes are multiples of 8; settings: packed. What it multiplies by is a
+# power of two, so that compilers cannot round it in two ways.
 # Needs: "dense" (stores dense weights: only `final_params` are sparse); "regrows" (pruned weights
 # come back); "masked gradients" (the inner optimizer sees zeros for pruned weights); "own
 # gradients" (it sees what the method makes of them); "moves moments" (where masks change); "moves
 # counts" (between layers, and the total by a few); "rests" (some weights do not move at all).
+_CROSSWISE = {"hidden": patterns.NM(1, 2, axis=1), ".*": patterns.NM(1, 2, axis=0)}
 _REGROWS = frozenset({"regrows", "masked gradients", "moves moments"})
 
 TRANSFORMS = (
@@ -223,6 +230,7 @@ TRANSFORMS = (
             drop=0.5,
             growth=jaxprune.growth.momentum(),
             pattern=patterns.NM(2, 4),
+            allocation=allocation.uniform,
             **settings,
         ),
         _REGROWS,
@@ -239,6 +247,7 @@ TRANSFORMS = (
         _REGROWS,
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
+        akin_to="dynamic",
         paper="arXiv:1911.11134",
     ),
     TransformRow(
@@ -249,6 +258,7 @@ TRANSFORMS = (
         _REGROWS,
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
+        akin_to="dynamic",
         paper="arXiv:1707.04780",
     ),
     TransformRow(
@@ -259,6 +269,7 @@ TRANSFORMS = (
         _REGROWS,
         sparsities=(0.5,) * CALLS,
         changes=(4, 8),
+        akin_to="dynamic",
         paper="arXiv:2102.02887",
     ),
     TransformRow(
@@ -277,6 +288,7 @@ TRANSFORMS = (
         + (schedules.cubic(0.25, 0.5, begin=2, end=8).at(5),) * 3
         + (0.5,) * 4,
         changes=(2, 3, 5, 6, 8, 9),
+        akin_to="dynamic",
         paper="arXiv:2106.10404",
     ),
     TransformRow(
@@ -285,17 +297,29 @@ TRANSFORMS = (
         frozenset({"regrows", "moves counts"}),
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
+        akin_to="dynamic",
         paper="arXiv:1907.04840",
     ),
     TransformRow(
         "top_kast",
         lambda inner, params, **settings: jaxprune.top_kast(
-            inner, 0.5, backward_sparsity=0.25, **settings
+            inner, 0.5, backward_sparsity=0.25, decay=2.0**-10, **settings
         ),
         frozenset({"dense", "regrows", "own gradients", "rests"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
         paper="arXiv:2106.03517",
+    ),
+    TransformRow(
+        "acdc",
+        lambda inner, params, **settings: jaxprune.acdc(
+            inner, 0.5, begin=2, every=2, end=8, allocation=allocation.uniform, **settings
+        ),
+        _REGROWS,
+        sparsities=(0.0,) * 2 + (0.5,) * 2 + (0.0,) * 4 + (0.5,) * 4,
+        changes=(2, 4, 8),
+        akin_to="gradual",
+        paper="arXiv:2106.12379",
     ),
     TransformRow(
         "ste",
@@ -308,7 +332,9 @@ TRANSFORMS = (
     ),
     TransformRow(
         "sr_ste",
-        lambda inner, params, **settings: jaxprune.sr_ste(inner, patterns.NM(2, 4), **settings),
+        lambda inner, params, **settings: jaxprune.sr_ste(
+            inner, patterns.NM(2, 4), decay=2.0**-10, **settings
+        ),
         frozenset({"dense", "regrows", "own gradients"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
@@ -324,6 +350,7 @@ TRANSFORMS = (
         sparsities=(0.5,) * CALLS,
         changes=None,
         pattern=patterns.NM(2, 4),
+        akin_to="ste",
         paper="arXiv:2402.04744",
     ),
     TransformRow(
@@ -335,6 +362,7 @@ TRANSFORMS = (
         sparsities=(0.5,) * CALLS,
         changes=None,
         pattern=patterns.NM(2, 4),
+        akin_to="ste",
         paper="arXiv:2402.04744",
     ),
     TransformRow(
@@ -344,15 +372,16 @@ TRANSFORMS = (
         ),
         frozenset({"dense", "regrows"}),
         sparsities=(0.0,) * 2 + (0.25,) * 3 + (0.5,) * 7,
-        changes=tuple(range(CALLS)),
+        changes=None,
         pattern=patterns.NM(2, 4),
+        settles=5,
         paper="arXiv:2402.04744",
     ),
     TransformRow(
         "sdgf_geometric",
         lambda inner, params, **settings: jaxprune.sdgf_geometric(
             inner,
-            {"hidden": patterns.NM(1, 2, axis=1), ".*": patterns.NM(1, 2, axis=0)},
+            _CROSSWISE,
             begin=0,
             end=8,
             **settings,
@@ -360,6 +389,9 @@ TRANSFORMS = (
         frozenset({"dense", "regrows"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        pattern=_CROSSWISE,
+        settles=6,
+        akin_to="sdgf_stepwise",
         paper="arXiv:2402.04744",
     ),
 )

@@ -100,8 +100,8 @@ class NM:
                 shape,
                 f"the default axis -2 is the contracted one of [in, out] and HWIO kernels only, "
                 f"not at rank {rank}",
-                "Give the contracted axis as a non-negative number or a tuple, or exclude this "
-                "parameter with where=",
+                "Give the contracted axis as a non-negative number or a tuple, say with layers= "
+                "which axis stacks layers, or exclude this parameter with where=",
             )
         axes = self._given_axes()
         if not all(-rank <= a < rank for a in axes) or len({a % rank for a in axes}) < len(axes):
@@ -147,7 +147,8 @@ class NM:
     def _mask(self, scores: jax.Array, kept: int | jax.Array) -> jax.Array:
         groups, axis = self._split(ordered_bits(scores))
         if self.m > _UNROLLED:
-            chosen = top_k_mask(groups, kept, axis=axis)
+            # A group lies in one shard: whatever splits the weight splits none of its groups.
+            chosen = top_k_mask(groups, kept, axis=axis, axis_names=())
         else:
             chosen = _ranks(groups, axis) < jnp.asarray(kept, jnp.int32)
         return _common.sharded_like(self._join(chosen, scores.shape), scores)

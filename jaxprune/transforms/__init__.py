@@ -7,6 +7,7 @@ from jaxprune.transforms._state import Method as Method
 from jaxprune.transforms._state import State as State
 from jaxprune.transforms._state import get_masks as get_masks
 from jaxprune.transforms._timetable import Timetable as Timetable
+from jaxprune.transforms.acdc import acdc as acdc
 from jaxprune.transforms.drops import cosine_drop as cosine_drop
 from jaxprune.transforms.drops import linear_drop as linear_drop
 from jaxprune.transforms.dynamic import dynamic as dynamic

@@ -10,7 +10,14 @@ import optax
 from jaxprune._core.prunable import Where
 from jaxprune.masks import MaskRule
 from jaxprune.transforms._state import Look, Method
-from jaxprune.transforms.recipe import Leaves, Moment, Recipe, dense_gradients, stay_dense, wrap
+from jaxprune.transforms.recipe import (
+    Leaves,
+    Moment,
+    Recipe,
+    dense_gradients,
+    everything,
+    wrap,
+)
 from jaxprune.types import Tree
 
 
@@ -40,6 +47,7 @@ class Straight:
       decay: strength of the pull of pruned weights to zero, added to their gradients.
       reached: the step from which the final pattern holds, or None from the start.
       packed: store masks as one bit a weight.
+      check: raises for ``{path: shape}`` that the method does not fit, beyond its patterns.
     """
 
     name: str
@@ -51,6 +59,7 @@ class Straight:
     decay: float = 0.0
     reached: int | None = None
     packed: bool = False
+    check: Callable[[dict[str, tuple[int, ...]]], None] = lambda shapes: None
 
 
 def final_mask(rule: MaskRule, path: str, weight: jax.Array) -> jax.Array:
@@ -67,7 +76,7 @@ def check_patterns(rule: MaskRule, shapes: dict[str, tuple[int, ...]]) -> None:
         if pattern.final_sparsity is None:
             raise ValueError(
                 f"pattern={pattern!r} of {path!r} has no sparsity of its own. "
-                "Pass NM(n, m), or {regex: NM(n, m)}."
+                "Pass NM(n, m), or {regex: NM(n, m)}, or exclude this parameter with where=."
             )
 
 
@@ -92,7 +101,9 @@ def train_straight_through(
         return {path: method.present(path, weight, step) for path, weight in weights.items()}
 
     def init(weights: Leaves) -> tuple[Leaves, Tree]:
-        check_patterns(method.rule, {path: weight.shape for path, weight in weights.items()})
+        shapes = {path: weight.shape for path, weight in weights.items()}
+        check_patterns(method.rule, shapes)
+        method.check(shapes)
         return masks_of(weights, jnp.zeros((), jnp.int32)), ()
 
     def change(moment: Moment) -> tuple[Leaves, Tree]:
@@ -111,13 +122,28 @@ def train_straight_through(
         init=init,
         change=change,
         gradients=pulled if method.decay else dense_gradients,
-        land=stay_dense,
+        land=_dense_after_masks,
         packed=method.packed,
     )
     return wrap(inner, recipe)
 
 
+def _dense_after_masks(moment: Moment, steps: Leaves) -> Leaves:
+    """Move all weights by the inner optimizer's step, once their masks are known.
+
+    Masks are read from weights that the step overwrites where they are donated: unless the step
+    is computed from them, compilers keep a copy of the weights, four bytes for the mask's one.
+    """
+    return {
+        path: jnp.where(mask | everything(steps[path]), steps[path], jnp.zeros_like(steps[path]))
+        for path, mask in moment.masks.items()
+    }
+
+
 def _pulled(decay: float, mask: jax.Array, moment: Moment, path: str) -> jax.Array:
     grad, weight = moment.grads[path], moment.weights[path]
-    pull = (weight * jnp.asarray(decay, weight.dtype)).astype(grad.dtype)
-    return jnp.where(mask, grad, grad + pull)
+    # In 16 bits the product with a decay of 2e-4 would lose most of its digits.
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(grad.dtype, jnp.float32)
+    pulled = grad.astype(wide) + weight.astype(wide) * jnp.asarray(decay, wide)
+    return jnp.where(mask, grad, pulled.astype(grad.dtype))

@@ -46,17 +46,27 @@ class Timetable:
 
 def as_period(name: str, value: Any) -> int:
     """Return a number of steps of at least 1, or raise an error that names the argument."""
+    number = _as_integer(name, value, "an integer number of steps")
+    if number < 1:
+        raise ValueError(f"{name} must be 1 step or more, got {number}.")
+    return number
+
+
+def as_step(name: str, value: Any) -> int:
+    """Return a step, counted from 0, or raise an error that names the argument."""
+    number = _as_integer(name, value, "a step, an integer")
+    if number < 0:
+        raise ValueError(f"{name} must be a step of 0 or more, got {number}.")
+    return number
+
+
+def _as_integer(name: str, value: Any, kind: str) -> int:
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
     if number is None:
-        raise TypeError(
-            f"{name} must be an integer number of steps, got {value!r} of type "
-            f"{type(value).__name__}."
-        )
-    if number < 1:
-        raise ValueError(f"{name} must be 1 step or more, got {number}.")
+        raise TypeError(f"{name} must be {kind}, got {value!r} of type {type(value).__name__}.")
     return number
 
 

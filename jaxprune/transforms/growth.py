@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from jaxprune import scores
 from jaxprune._core.checks import debug_check
-from jaxprune.transforms.recipe import Leaves, Moment
+from jaxprune.transforms.recipe import Leaves, Moment, everything
 
 Growth: TypeAlias = Callable[[Moment, jax.Array], Leaves]
 """``(moment, key) -> {path: scores}``: finite scores of the weights' shapes."""
@@ -82,7 +82,8 @@ class Momentum:
 
     def start(self, weights: Leaves) -> Leaves:
         """Return the momentum before the first call."""
-        return {path: jnp.zeros_like(weight, jnp.float32) for path, weight in weights.items()}
+        # Zeros that are read from the weights, so that they are split over devices as these are.
+        return {path: (~everything(w)).astype(jnp.float32) for path, w in weights.items()}
 
     def watch(self, before: Leaves, grads: Leaves) -> Leaves:
         """Return the momentum after one more dense gradient."""

@@ -10,9 +10,9 @@ from jaxprune._core import paths
 from jaxprune.transforms._timetable import gate
 from jaxprune.types import Tree
 
-Masks: TypeAlias = dict[str, jax.Array]
+_Masks: TypeAlias = dict[str, jax.Array]
 
-Moments: TypeAlias = Callable[[Tree, Tree, Masks, Masks, jax.Array], Tree]
+Moments: TypeAlias = Callable[[Tree, Tree, _Masks, _Masks, jax.Array], Tree]
 """``(state, fresh state, old masks, new masks, changes) -> state`` of the inner optimizer.
 
 It runs in every call of update, and leaves the state where old and new masks are equal. ``changes``
@@ -20,7 +20,7 @@ is a () bool: False where they are, so that what costs more than a look at each 
 """
 
 
-def fresh(state: Tree, start: Tree, old: Masks, new: Masks, changes: jax.Array) -> Tree:
+def fresh(state: Tree, start: Tree, old: _Masks, new: _Masks, changes: jax.Array) -> Tree:
     """Let dropped and grown weights start again with the moments of a fresh optimizer.
 
     The published rule of RigL and others: entries where the mask changed return to their value in
@@ -56,7 +56,7 @@ def fresh(state: Tree, start: Tree, old: Masks, new: Masks, changes: jax.Array) 
     return _map_owned(restart, state, start, old, new)
 
 
-def mean_of_live(state: Tree, start: Tree, old: Masks, new: Masks, changes: jax.Array) -> Tree:
+def mean_of_live(state: Tree, start: Tree, old: _Masks, new: _Masks, changes: jax.Array) -> Tree:
     """Let grown weights start with the mean second moment of the weights that stay.
 
     With a second moment of zero the first hundreds of Adam steps of a grown weight are up to 12
@@ -107,7 +107,10 @@ def _map_owned(fn: Callable[..., Any], state: Tree, start: Tree, old: Tree, new:
     def one(key_path: Any, leaf: Any, first: Any) -> Any:
         owner = _owner_of(paths.path_of(key_path), jnp.shape(leaf), old)
         floating = owner is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return fn(leaf, first, old[owner], new[owner]) if floating else leaf
+        if not floating:
+            return leaf
+        # Gradients wider than the parameters widen a state after its first step.
+        return fn(leaf, jnp.asarray(first, leaf.dtype), old[owner], new[owner])
 
     return jax.tree_util.tree_map_with_path(one, state, start)
 

@@ -1,8 +1,9 @@
 """Progressive gradient flow for N:M training, in its four published variants (arXiv:2402.04744)."""
 
 import dataclasses
+import functools
 import math
-import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ from jaxprune._core.prunable import Where, default_where
 from jaxprune.masks import MaskRule, Patterns
 from jaxprune.patterns import NM
 from jaxprune.transforms._straight import Straight, final_mask, train_straight_through
+from jaxprune.transforms._timetable import as_step
 from jaxprune.transforms.recipe import everything
+from jaxprune.types import Pattern
 
 
 def mdgf_linear(
@@ -258,11 +261,11 @@ class _Window:
 
 
 def _window(begin: Any, end: Any) -> _Window:
-    begin, end = operator.index(begin), operator.index(end)
-    if not 0 <= begin < end:
+    begin, end = as_step("begin", begin), as_step("end", end)
+    if end <= begin:
         raise ValueError(
-            f"end must be after begin, and begin 0 or more, got begin={begin}, end={end}. "
-            "Between them the pattern takes hold; both are steps of the optimizer."
+            f"end must be after begin, got begin={begin}, end={end}. Between these steps of the "
+            "optimizer the pattern takes hold: train longer, or begin earlier."
         )
     return _Window(begin, end)
 
@@ -337,25 +340,50 @@ def _framed(
 
     def present(path: str, weight: jax.Array, step: jax.Array) -> jax.Array:
         pattern = rule.pattern_of(path)
-        if not isinstance(pattern, NM):
-            raise ValueError(f"{masking.name} needs NM(n, m) for {path!r}, got {pattern!r}.")
+        assert isinstance(pattern, NM)
         frames = frames_of(pattern)
         length = (window.end - window.begin) / len(frames)
         starts = [window.begin + int(i * length) for i in range(len(frames))]
-        rules = [dataclasses.replace(rule, pattern=frame) for frame in frames]
-        for frame in rules:
-            frame.check({path: weight.shape})
-        choices = [everything, *(_masker(frame, path) for frame in rules)]
         frame = jnp.sum(step >= np.asarray(starts, np.int32), dtype=jnp.int32)
-        if not isinstance(frame, Tracer):  # outside jit a switch would compile anew in every call
-            return choices[int(frame)](weight)
-        return jax.lax.switch(frame, choices, weight)
+        return _in_frame(rule, frames, frame, path, weight)
 
-    return train_straight_through(inner, masking.method(window, present=present))
+    check = functools.partial(_check_first_frame, masking, frames_of)
+    return train_straight_through(inner, masking.method(window, present=present, check=check))
 
 
-def _masker(rule: MaskRule, path: str) -> Callable[[jax.Array], jax.Array]:
-    return lambda weight: final_mask(rule, path, weight)
+def _check_first_frame(
+    masking: _Masking, frames_of: Callable[[NM], list[NM]], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise if a weight has no frames, or does not fit those with the longest groups."""
+    first: dict[str, Pattern] = {}
+    for path in shapes:
+        pattern = masking.rule.pattern_of(path)
+        if not isinstance(pattern, NM):
+            raise ValueError(
+                f"{masking.name} needs NM(n, m) for {path!r}, got {pattern!r}. Pass one, or "
+                "exclude this parameter with where=."
+            )
+        first[f"^{re.escape(path)}$"] = frames_of(pattern)[0]
+    try:
+        dataclasses.replace(masking.rule, pattern=first).check(shapes)
+    except ValueError as error:
+        raise ValueError(f"the first frame of {masking.name}: {error}") from None
+
+
+def _in_frame(
+    rule: MaskRule, frames: list[NM], frame: jax.Array, path: str, weight: jax.Array
+) -> jax.Array:
+    """Return the mask of a weight in a frame, counted from 1; in 0 it is dense."""
+    final = frames[-1]
+    if all(each.m == final.m for each in frames):  # other counts in the same groups
+        kept = jnp.asarray([final.m, *(each.n for each in frames)], jnp.int32)[frame]
+        per_layer = np.shape(rule.counts({path: weight.shape}, final.final_sparsity)[path])
+        return rule.masks({path: jnp.abs(weight)}, {path: jnp.full(per_layer, kept)})[path]
+    rules = [dataclasses.replace(rule, pattern=each) for each in frames]
+    choices = [everything, *(functools.partial(final_mask, each, path) for each in rules)]
+    if not isinstance(frame, Tracer):  # outside jit a switch would compile anew in every call
+        return choices[int(frame)](weight)
+    return jax.lax.switch(frame, choices, weight)
 
 
 def _stepwise_frames(final: NM) -> list[NM]:

@@ -12,7 +12,10 @@ FLOORS = (
     {"_core", "types", "schedules"},
     {"scores", "patterns", "allocation", "formats", "graph"},
     {"masks", "structured", "kernels"},
-    {"transforms", "initial", "posttraining", "recovery", "analysis", "checkpoint", "execute"},
+    {
+        *("transforms", "initial", "posttraining", "recovery", "analysis", "checkpoint"),
+        *("execute", "nnx"),
+    },
     {"models"},
     {"cli", "__main__"},
 )

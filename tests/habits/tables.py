@@ -11,6 +11,8 @@ KINDS: dict[str, tuple[members.Row, ...]] = {
 }
 # Public, but not one of the kind. A name without a row must be put here, in sight.
 NOT_MEMBERS: dict[str, set[str]] = {
+    # Of one matrix with the sums over its inputs, or of gradients: not of (params, grads).
+    "scores": {"wanda", "ria", "gblm", "gradient_norm", "dual_importance", "obs"},
     "allocation": {"minimum_threshold", "precrop_widths"},
     "transforms": {
         *("check", "final_params", "forward_params", "get_masks", "value_and_grad", "itop_rate"),

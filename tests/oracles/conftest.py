@@ -44,8 +44,9 @@ def load(folder: Path, name: str) -> Recording:
     """Read one recording; a file that is missing is an error, not a reason to skip."""
     with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
         arrays = {key: stored[key] for key in stored.files}
-    text = (folder / f"{name}.json").read_text()
-    return Recording(arrays, json.loads(text)["hyperparameters"])
+    described = json.loads((folder / f"{name}.json").read_text())
+    key = "hyper" if "hyper" in described else "hyperparameters"
+    return Recording(arrays, described[key])
 
 
 @pytest.fixture

@@ -127,6 +127,19 @@ def test_shards_of_whole_groups_need_nothing_from_one_another(
     assert not collectives(compiled)
 
 
+@pytest.mark.parametrize("m", [4, 80])  # by rank, and by a search
+def test_groups_inside_shard_map_are_those_of_a_shard(m: int, key: jax.Array, mesh: Mesh):
+    scores = jax.random.normal(key, (2 * m, 8))
+    spec = PartitionSpec("model", "data")
+    placed = jax.device_put(scores, NamedSharding(mesh, spec))
+
+    def mask(shard: jax.Array) -> jax.Array:
+        return NM(1, m).mask(shard, jnp.int32(1))
+
+    got = jax.jit(jax.shard_map(mask, mesh=mesh, in_specs=spec, out_specs=spec))(placed)
+    np.testing.assert_array_equal(got, NM(1, m).mask(scores, 1))
+
+
 @pytest.mark.parametrize(
     ("pattern", "shape", "spec"),
     [
@@ -175,8 +188,8 @@ def test_shards_that_cut_groups_give_the_same_mask(
             (8, 4, 16),
             "NM(n=2, m=4) does not fit 'dense/kernel' of shape (8, 4, 16): the default axis -2 is "
             "the contracted one of [in, out] and HWIO kernels only, not at rank 3. Give the "
-            "contracted axis as a non-negative number or a tuple, or exclude this parameter with "
-            "where=.",
+            "contracted axis as a non-negative number or a tuple, say with layers= which axis "
+            "stacks layers, or exclude this parameter with where=.",
         ),
         (
             NM(1, 2, axis=3, pad=True),

@@ -50,16 +50,19 @@ def watched(row: TransformRow, inner: Inner) -> tuple[Watched, ...]:
     tx = row.make(optax.GradientTransformation(spy.init, spy.update), params)
     apply = third_party.leniently(optax.apply_updates)
     state, found = tx.init(params), []
+    after = rig.snapshot(params, state)
     for call in range(CALLS):
-        grads, before = rig.gradients(call), rig.snapshot(params, state)
+        grads, before = rig.gradients(call), after
         updates, state = tx.update(grads, state, params)
         params = apply(params, updates)
         answer, moments = spy.answer
         arrays = (rig.host(tree) for tree in (grads, spy.asked, answer, updates))
-        found.append(Watched(*arrays, rig.leaves(moments), before, rig.snapshot(params, state)))
+        after = rig.snapshot(params, state)
+        found.append(Watched(*arrays, rig.leaves(moments), before, after))
     return tuple(found)
 
 
+@functools.cache
 def bare(inner: Inner) -> tuple[Arrays, ...]:
     """Train with the optimizer alone, on the same gradients."""
     params = rig.parameters()

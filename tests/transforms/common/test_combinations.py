@@ -2,25 +2,40 @@
 
 import dataclasses
 from collections.abc import Callable
+from itertools import starmap
+from operator import or_
 from typing import Any
 
 import jax
 import optax
 import pytest
 
-from tests.members import TransformRow
+from tests.members import TRANSFORMS, TransformRow
 from tests.transforms.common import rig
+from tests.transforms.common.rows import is_core, is_family, marked
 
 Build = Callable[[TransformRow], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
 class Around:
-    """One combination: how it is built, and how many micro-steps make a step."""
+    """One combination.
+
+    Attributes:
+      name: of what optax puts around.
+      build: the optimizer with the row's transform inside.
+      repeat: micro-steps that make a step.
+      compiled: it has a ``lax.cond`` of its own, which outside jit would compile in every call.
+      apart: each layer has a transform of its own, which does not see the others.
+      asked_of: the rows with which it stands in the fast suite.
+    """
 
     name: str
     build: Build
     repeat: int = 1
+    compiled: bool = False
+    apart: bool = False
+    asked_of: Callable[[TransformRow], bool] = lambda row: True
 
     def __repr__(self) -> str:
         return self.name
@@ -50,8 +65,13 @@ def _injected(row: TransformRow) -> optax.GradientTransformation:
 COMBINATIONS = (
     Around("chain", lambda row: optax.chain(optax.clip_by_global_norm(1e9), _alone(row))),
     Around("named_chain", lambda row: optax.named_chain(("sparse", _alone(row)))),
-    Around("multi_steps", _multi_steps, repeat=2),
-    Around("apply_if_finite", lambda row: optax.apply_if_finite(_alone(row), 3)),
+    Around("multi_steps", _multi_steps, repeat=2, compiled=True, asked_of=is_family),
+    Around(
+        "apply_if_finite",
+        lambda row: optax.apply_if_finite(_alone(row), 3),
+        compiled=True,
+        asked_of=is_core,
+    ),
     Around("inject_hyperparams", _injected),
     Around(
         "multi_transform",
@@ -59,6 +79,7 @@ COMBINATIONS = (
             {"one": _on(row, "hidden"), "two": _on(row, "out"), "rest": rig.SGD},
             {"hidden": "one", "norm": "rest", "out": "two"},
         ),
+        apart=True,
     ),
     Around(
         "masked",
@@ -70,12 +91,32 @@ COMBINATIONS = (
 )
 
 
+def _expected(row: TransformRow, around: Around) -> tuple[rig.Call, ...]:
+    """The row's own training; layers that compete for live weights do so if they meet."""
+    whole = rig.trained(row, rig.SGD)
+    if not (around.apart and "moves counts" in row.needs):
+        return whole
+    for branch in ("hidden", "out"):
+        params = {branch: rig.parameters()[branch]}
+        parts = rig.train(rig.transform(row, rig.SGD, params), params=params)
+        whole = tuple(starmap(_overlaid, zip(whole, parts, strict=True)))
+    return whole
+
+
+def _overlaid(whole: rig.Call, part: rig.Call) -> rig.Call:
+    return rig.Call(*starmap(or_, zip(whole, part, strict=True)))
+
+
+PAIRS = [marked(r, around, fast=around.asked_of(r)) for r in TRANSFORMS for around in COMBINATIONS]
+
+
 @pytest.mark.usefixtures("as_a_user")
-@pytest.mark.parametrize("around", COMBINATIONS, ids=repr)
+@pytest.mark.parametrize(("row", "around"), PAIRS)
 def test_it_trains_as_it_does_alone(row: TransformRow, around: Around):
     tx = around.build(row)
-    calls = rig.train(tx, jax.jit(rig.step_of(tx)), repeat=around.repeat)
-    for found, expected in zip(calls, rig.trained(row, rig.SGD), strict=True):
+    step = jax.jit(rig.step_of(tx)) if around.compiled else rig.step_of(tx)
+    calls = rig.train(tx, step, repeat=around.repeat)
+    for found, expected in zip(calls, _expected(row, around), strict=True):
         assert rig.equal(found.masks, expected.masks)
         assert rig.equal(found.params, expected.params)
         assert rig.equal(found.final, expected.final)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.members import TransformRow
+from tests.transforms.common.rows import every_row
 
 # By default the CPU compiler runs leaves at the same time at the price of memory; others do not.
 _FLAGS = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -26,6 +27,7 @@ def _measured() -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@every_row
 def test_a_step_takes_a_byte_a_weight_and_the_key_and_mask_of_one_leaf(row: TransformRow):
     found = _measured()
     extra, key, mask = found["extra"][row.name], 4 * found["leaf"], found["leaf"]

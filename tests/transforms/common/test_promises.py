@@ -1,5 +1,6 @@
 """Counts, patterns and zeros at every call, against what the rows promise."""
 
+import functools
 import itertools
 import math
 
@@ -7,67 +8,85 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxprune.masks import MaskRule
 from tests import third_party
 from tests.members import CALLS, TransformRow
 from tests.transforms.common import rig
+from tests.transforms.common.rows import every_row
 
-EVERY_TRANSFORM = True  # read by conftest
 
-
-def kept(row: TransformRow, shape: tuple[int, ...], sparsity: float) -> int:
+@functools.cache
+def kept(row: TransformRow, path: str, sparsity: float) -> int:
     """How many weights the pattern keeps, whichever they are."""
-    units = row.pattern.units(shape, 1.0 - sparsity)
+    pattern, shape = MaskRule(row.pattern).pattern_of(path), rig.SHAPES[path]
+    units = pattern.units(shape, 1.0 - sparsity)
     anything = jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape)
-    return int(row.pattern.mask(anything, units).sum())
+    return int(pattern.mask(anything, units).sum())
 
 
+@functools.cache
+def start(row: TransformRow) -> rig.Call:
+    """Before the first call."""
+    params = rig.parameters()
+    return rig.snapshot(params, rig.transform(row, rig.ADAM).init(params))
+
+
+@every_row
 def test_the_counts_are_exact_after_every_call(row: TransformRow):
     for call, sparsity in zip(rig.trained(row), row.sparsities, strict=True):
         found = {path: int(mask.sum()) for path, mask in call.masks.items()}
-        wanted = {path: kept(row, shape, sparsity) for path, shape in rig.SHAPES.items()}
+        wanted = {path: kept(row, path, sparsity) for path in rig.SHAPES}
         if "moves counts" in row.needs:
             assert abs(sum(found.values()) - sum(wanted.values())) <= 4
         else:
             assert found == wanted
 
 
-def test_the_last_masks_obey_the_pattern(row: TransformRow):
-    last = max(row.changes) if row.changes else 0
-    for call in rig.trained(row)[last:]:
-        for mask in call.masks.values():
-            assert bool(row.pattern.holds(jnp.asarray(mask)))
+@every_row
+def test_masks_obey_the_pattern_as_soon_as_they_can(row: TransformRow):
+    rule = MaskRule(row.pattern)
+    for call in rig.trained(row)[row.settles :]:
+        for path, mask in call.masks.items():
+            assert bool(rule.pattern_of(path).holds(jnp.asarray(mask)))
 
 
+@every_row
 def test_pruned_weights_are_exactly_zero_after_every_call(row: TransformRow):
-    stores_zeros = "dense" not in row.needs
+    """In the parameters; where these are stored dense, in what `final_params` makes of them.
+
+    A grown weight is zero in the call in which it grows, and moves from the next on.
+    """
+    before = start(row)
     for call in rig.trained(row):
         for path, mask in call.masks.items():
             zeros = call.final[path] == 0.0
-            if stores_zeros:
-                assert zeros[~mask].all()
-                assert "regrows" in row.needs or not zeros[mask].any()  # grown weights start at 0
-                assert call.final[path].tobytes() == call.params[path].tobytes()
-            else:
-                assert zeros.sum() == mask.size - kept(row, mask.shape, row.sparsities[-1])
+            if "dense" in row.needs:
+                assert zeros.sum() == mask.size - kept(row, path, row.sparsities[-1])
                 assert (call.params[path] != 0.0).all()
+            else:
+                assert zeros[~mask].all()
+                assert not zeros[mask & before.masks[path]].any()
+                assert call.final[path].tobytes() == call.params[path].tobytes()
+        before = call
 
 
+@every_row
 def test_masks_change_when_they_may_and_at_no_other_call(row: TransformRow):
-    state = rig.transform(row, rig.ADAM).init(rig.parameters())
-    before = [rig.snapshot(rig.parameters(), state), *rig.trained(row)]
-    pairs = enumerate(itertools.pairwise(before))
+    pairs = enumerate(itertools.pairwise([start(row), *rig.trained(row)]))
     changed = {call for call, (a, b) in pairs if not rig.equal(a.masks, b.masks)}
     rises = {c for c in range(1, CALLS) if row.sparsities[c] != row.sparsities[c - 1]}
     assert rises <= changed
     assert row.changes is None or changed <= set(row.changes)
 
 
+@every_row
 def test_masks_nest_as_the_sparsity_rises(row: TransformRow):
     pairs = itertools.pairwise(rig.trained(row))
     came_back = [(b.masks[p] & ~a.masks[p]).any() for a, b in pairs for p in a.masks]
     assert any(came_back) == ("regrows" in row.needs)
 
 
+@every_row
 def test_exempt_leaves_train_as_with_the_bare_optimizer(row: TransformRow):
     bare = third_party.inner(rig.ADAM)
     params = rig.parameters()

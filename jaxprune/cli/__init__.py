@@ -1,0 +1,3 @@
+"""The command ``jaxprune``."""
+
+from jaxprune.cli.main import main as main

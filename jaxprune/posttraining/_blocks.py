@@ -1,0 +1,250 @@
+"""A model's blocks in a row, with the live activations of all calibration batches."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._core import paths
+from jaxprune._core.prunable import Where, select
+from jaxprune.graph import Graph
+from jaxprune.graph.capture import taken
+from jaxprune.graph.matrix import Layout, layout_of
+from jaxprune.graph.plan import plan_of
+from jaxprune.graph.program import arrays_of
+from jaxprune.graph.segments import Segment, Segments
+from jaxprune.graph.statistics import Statistic, count, gram, sum_of_squares
+from jaxprune.posttraining.matrix import Inputs
+from jaxprune.types import Tree
+
+Leaves = dict[str, jax.Array]
+Place = tuple[str, int | None]
+"""A weight: its path, and its layer if the parameter stacks layers."""
+
+_GATHERED: dict[str, Statistic] = {"squares": sum_of_squares, "gram": gram}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What blocks that do the same share: compiled once."""
+
+    layouts: Mapping[str, Layout]  # of the weights that are pruned, by the block's own names
+    step: Any  # (total, params, inputs) -> total
+
+
+class Weight:
+    """One weight of a block, as it stands before it is pruned.
+
+    Attributes:
+      place: path and layer.
+      layout: how it makes up matrices.
+      array: its present value.
+      inputs: the sums over its inputs, for each of its matrices.
+    """
+
+    def __init__(self, place: Place, layout: Layout, array: jax.Array, inputs: Inputs) -> None:
+        """Hold them together."""
+        self.place, self.layout, self.array, self.inputs = place, layout, array, inputs
+
+
+class Blocks:
+    """The present parameters and the live values of every batch, segment after segment."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        params: Tree,
+        batches: Iterable[Any],
+        *,
+        where: Where | None,
+        needs: Sequence[str],
+        gradients: Tree | None = None,
+    ) -> None:
+        """Cut the model and start the batches.
+
+        Args:
+          graph: of the model.
+          params: its parameters.
+          batches: each a tuple of the model's inputs, or the only input.
+          where: which weights; None for those of repeated blocks.
+          needs: fields of `Inputs` that are read.
+          gradients: like ``params``, of the loss, where they are read.
+        """
+        self.params, self.needs = params, tuple(needs)
+        self.leaves: Leaves = dict(paths.flatten(params))
+        self.masks: Leaves = {}
+        self.gradients = _checked_gradients(gradients, self.needs)
+        self.segments: Segments = graph.segments()
+        self.last = self.segments.last_read()
+        self.sequences = 0
+        self.chosen = self._of_repeated() if where is None else {*select(params, where)}
+        self.prunable = [segment for segment in self.segments if self.names(segment)]
+        if not self.prunable:
+            raise ValueError(
+                "there is nothing to prune: the graph found no weights with input features in "
+                f"{'repeated blocks' if where is None else 'where='}. Look at graph.table(), and "
+                "name the weights with where=."
+            )
+        self._check_gradients()
+        self.live = self._started(batches)
+
+    def names(self, segment: Segment) -> list[str]:
+        """Return the segment's own names of the weights that are pruned in it."""
+        chosen = [name for name, (path, _) in segment.weights.items() if path in self.chosen]
+        return [name for name in chosen if name in segment.products]
+
+    def weights(self, segment: Segment) -> list[Weight]:
+        """Gather the statistics of a segment's weights over all batches."""
+        params = segment.params(self.leaves)
+        kind = self._kind(segment)
+        total: Any = None
+        if any(field in _GATHERED for field in self.needs):
+            for values in self.live:
+                total = kind.step(total, params, [values[v] for v in segment.reads])
+        found = []
+        for name, layout in kind.layouts.items():
+            place = segment.weights[name]
+            inputs = self._inputs(place, layout, {} if total is None else total[name])
+            found.append(Weight(place, layout, params[name], inputs))
+        return found
+
+    def put(self, place: Place, weight: jax.Array, mask: jax.Array) -> None:
+        """Put a pruned weight into the parameters, and remember its mask."""
+        path, layer = place
+        weight, mask = jnp.asarray(weight), jnp.asarray(mask)  # of a known block from the host
+        if layer is None:
+            self.leaves[path], self.masks[path] = weight, mask
+            return
+        whole = self.leaves[path]
+        before = self.masks.get(path)
+        before = jnp.ones(whole.shape, bool) if before is None else before
+        self.leaves[path] = whole.at[layer].set(weight)
+        self.masks[path] = before.at[layer].set(mask)
+
+    def forward(self, index: int) -> None:
+        """Send all batches through a segment, and forget what nothing reads any more."""
+        segment = self.segments.segments[index]
+        if index + 1 == len(self.segments) or not any(f in _GATHERED for f in self.needs):
+            return
+        gone = [value for value, last in self.last.items() if last <= index]
+        params = segment.params(self.leaves)
+        for values in self.live[::-1]:  # the first last: the others take from it what is the same
+            found = segment(params, *(values[v] for v in segment.reads))
+            values.update(zip(segment.writes, found, strict=True))
+        for values in self.live[1:]:
+            shared = self.segments.fixed.intersection(values)
+            values.update({value: self.live[0][value] for value in shared if value in self.live[0]})
+        for values in self.live:
+            for value in gone:
+                values.pop(value, None)
+
+    def result(self) -> tuple[Tree, Tree]:
+        """Return the present parameters and the masks."""
+        params = paths.refill(self.params, self.leaves, lambda path, leaf: leaf)
+        return params, paths.refill(self.params, self.masks)
+
+    def _of_repeated(self) -> set[str]:
+        repeated = [segment for segment in self.segments if segment.repeats]
+        some = repeated or list(self.segments)
+        return {path for segment in some for path, _ in segment.weights.values()}
+
+    def _check_gradients(self) -> None:
+        if self.gradients is None:
+            return
+        for path in {s.weights[n][0]: n for s in self.prunable for n in self.names(s)}:
+            if path not in self.gradients:
+                raise ValueError(
+                    f"gradients has nothing for {path!r}, which is to be pruned. Give "
+                    "scores.gradient_norm a where= that selects it, or leave it out with where=."
+                )
+
+    def _started(self, batches: Iterable[Any]) -> list[dict[int, Any]]:
+        live: list[dict[int, Any]] = []
+        shapes = [self.segments.steps.shapes[v] for v in self.segments.steps.inputs]
+        for batch in batches:
+            inputs = batch if isinstance(batch, tuple) else (batch,)
+            arrays = [jnp.asarray(x) for x in arrays_of((), inputs)[1]]
+            if [(x.shape, x.dtype) for x in arrays] != [(s.shape, s.dtype) for s in shapes]:
+                raise ValueError(
+                    f"batches: batch {len(live)} has inputs {_shown(arrays)}, and the graph was "
+                    f"traced with {_shown(shapes)}. Trace with the shapes of the batches, all "
+                    "alike."
+                )
+            self.sequences += arrays[0].shape[0] if arrays[0].ndim else 1
+            live.append(self.segments.start(arrays))
+        if not live:
+            raise ValueError("batches is empty. Give at least one batch of the model's inputs.")
+        return live
+
+    def _kind(self, segment: Segment) -> _Kind:
+        names = tuple(self.names(segment))  # where= may choose others in a block that does the same
+        known = segment.body.kept
+        key = (names, frozenset(self.needs))
+        if key not in known:
+            known[key] = self._made(segment, names)
+        return known[key]
+
+    def _made(self, segment: Segment, names: Sequence[str]) -> _Kind:
+        program = segment.program
+        stats = {"tokens": count} | {k: _GATHERED[k] for k in self.needs if k in _GATHERED}
+        order = sorted(stats)
+        plan = plan_of(program, lambda name: name in names)
+        if plan.skipped:
+            skipped = plan.skipped[0]
+            raise ValueError(
+                f"the input of {segment.weights[skipped.path][0]!r} cannot be gathered at "
+                f"{skipped.primitive}: {skipped.reason}. Leave the weight out with where=."
+            )
+
+        def step(total: Any, params: Leaves, inputs: Sequence[jax.Array]) -> Any:
+            leaves = [params[name] for name in program.params]
+            some = [stats[key] for key in order]
+            found = taken(program, plan, some, None, tuple(inputs), leaves, inputs)[1]
+            fresh = {n: dict(zip(order, raw, strict=True)) for n, raw in found.items()}
+            if total is None:
+                return fresh
+            return {
+                n: {key: stats[key].merge(total[n][key], x) for key, x in raw.items()}
+                for n, raw in fresh.items()
+            }
+
+        layouts = {name: layout_of(program, name) for name in names}
+        return _Kind(layouts, jax.jit(step, donate_argnums=0))
+
+    def _inputs(self, place: Place, layout: Layout, raw: Mapping[str, jax.Array]) -> Inputs:
+        path, layer = place
+        if raw and not _finite(raw):
+            raise ValueError(
+                f"the input of {path!r}{'' if layer is None else f', layer {layer},'} has NaN "
+                "or infinite values. Look at the calibration data, and at the weights of what "
+                "comes before it."
+            )
+        gradient = None
+        if self.gradients is not None:
+            leaf = self.gradients[path]
+            gradient = layout.matrix(leaf if layer is None else leaf[layer])
+        tokens = raw.get("tokens", jnp.zeros(layout.lead, jnp.int32)).astype(jnp.float32)
+        sequences = jnp.full(layout.lead, self.sequences, jnp.float32)
+        return Inputs(sequences, tokens, raw.get("squares"), raw.get("gram"), gradient)
+
+
+@jax.jit
+def _finite(arrays: Mapping[str, jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays.values()]).all()
+
+
+def _shown(arrays: Sequence[Any]) -> str:
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in arrays)
+
+
+def _checked_gradients(gradients: Tree | None, needs: Sequence[str]) -> Leaves | None:
+    if "gradient" not in needs:
+        return None
+    if gradients is None:
+        raise ValueError(
+            "the method reads gradients of the loss: pass gradients=, as "
+            "jaxprune.scores.gradient_norm gives them for the dense model."
+        )
+    return paths.flatten(gradients)
