@@ -113,14 +113,14 @@ def train(
     repeat: int = 1,
 ) -> tuple[Call, ...]:
     """Train the model, or some branches of it, for all calls; return what each led to."""
-    params = parameters(dtype) if params is None else params
+    model: Any = parameters(dtype) if params is None else params
     step = step_of(tx) if step is None else step
-    state, calls = tx.init(params), []
+    state, calls = tx.init(model), []
     for call in range(CALLS):
-        grads = {branch: gradients(call, dtype)[branch] for branch in params}
+        grads = {branch: gradients(call, dtype)[branch] for branch in model}
         for _ in range(repeat):
-            params, state = step(params, state, grads)
-        calls.append(snapshot(params, state))
+            model, state = step(model, state, grads)
+        calls.append(snapshot(model, state))
     return tuple(calls)
 
 
