@@ -49,8 +49,8 @@ class TransformRow(Row):
       changes: the calls that may change masks; None for all.
       pattern: which the masks obey.
       settles: the first call after which they do.
-      akin_to: a row above that shares most of its code. Where a check has to compile, what is akin
-        to another is a slow test.
+      akin_to: a row that shares much of its code. Where a check has to compile, what is akin to
+        another is a slow test.
     """
 
     sparsities: tuple[float, ...]
@@ -197,7 +197,8 @@ SCHEDULES = (
 # Needs: "dense" (stores dense weights: only `final_params` are sparse); "regrows" (pruned weights
 # come back); "masked gradients" (the inner optimizer sees zeros for pruned weights); "own
 # gradients" (it sees what the method makes of them); "moves moments" (where masks change); "moves
-# counts" (between layers, and the total by a few); "rests" (some weights do not move at all).
+# counts" (between layers, and the total by a few); "rests" (some weights do not move at all);
+# "heavy updates" (where masks change it takes more memory than a byte a weight).
 _CROSSWISE = {"hidden": patterns.NM(1, 2, axis=1), ".*": patterns.NM(1, 2, axis=0)}
 _REGROWS = frozenset({"regrows", "masked gradients", "moves moments"})
 
@@ -255,7 +256,7 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.set_training(
             inner, 0.5, every=3, end=9, allocation=allocation.uniform, **settings
         ),
-        _REGROWS,
+        _REGROWS | {"heavy updates"},
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
         akin_to="dynamic",
@@ -266,7 +267,7 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.itop(
             inner, 0.5, every=4, end=12, allocation=allocation.uniform, **settings
         ),
-        _REGROWS,
+        _REGROWS | {"heavy updates"},
         sparsities=(0.5,) * CALLS,
         changes=(4, 8),
         akin_to="dynamic",
@@ -308,6 +309,7 @@ TRANSFORMS = (
         frozenset({"dense", "regrows", "own gradients", "rests"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        akin_to="ste",
         paper="arXiv:2106.03517",
     ),
     TransformRow(
@@ -375,6 +377,7 @@ TRANSFORMS = (
         changes=None,
         pattern=patterns.NM(2, 4),
         settles=5,
+        akin_to="ste",
         paper="arXiv:2402.04744",
     ),
     TransformRow(
@@ -391,7 +394,6 @@ TRANSFORMS = (
         changes=None,
         pattern=_CROSSWISE,
         settles=6,
-        akin_to="sdgf_stepwise",
         paper="arXiv:2402.04744",
     ),
 )

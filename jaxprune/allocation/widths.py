@@ -66,9 +66,9 @@ def precrop_widths(
       >>> shapes = {"one": (1, 64), "two": (64, 64), "three": (64, 256), "last": (256, 10)}
       >>> cropped = allocation.precrop_widths(shapes, 0.75)
       >>> cropped.widths
-      {'one': 64, 'two': 37, 'three': 74, 'last': 10}
+      {'one': 64, 'two': 44, 'three': 87, 'last': 10}
       >>> cropped.shapes["last"], round(cropped.density, 3)
-      ((74, 10), 0.256)
+      ((87, 10), 0.328)
 
     Reference:
       Cai et al., Structured pruning of CNNs at initialization, arXiv:2203.02549.

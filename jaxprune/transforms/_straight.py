@@ -15,7 +15,7 @@ from jaxprune.transforms.recipe import (
     Moment,
     Recipe,
     dense_gradients,
-    everything,
+    stay_dense,
     wrap,
 )
 from jaxprune.types import Tree
@@ -122,22 +122,10 @@ def train_straight_through(
         init=init,
         change=change,
         gradients=pulled if method.decay else dense_gradients,
-        land=_dense_after_masks,
+        land=stay_dense,
         packed=method.packed,
     )
     return wrap(inner, recipe)
-
-
-def _dense_after_masks(moment: Moment, steps: Leaves) -> Leaves:
-    """Move all weights by the inner optimizer's step, once their masks are known.
-
-    Masks are read from weights that the step overwrites where they are donated: unless the step
-    is computed from them, compilers keep a copy of the weights, four bytes for the mask's one.
-    """
-    return {
-        path: jnp.where(mask | everything(steps[path]), steps[path], jnp.zeros_like(steps[path]))
-        for path, mask in moment.masks.items()
-    }
 
 
 def _pulled(decay: float, mask: jax.Array, moment: Moment, path: str) -> jax.Array:

@@ -151,8 +151,16 @@ def stay_dense(moment: Moment, steps: Leaves) -> Leaves:
       >>> transforms.stay_dense(moment, {"w": jnp.array([0.5, 0.5])})["w"].tolist()
       [0.5, 0.5]
     """
-    del moment
-    return steps
+    return {path: _after(mask, steps[path]) for path, mask in moment.masks.items()}
+
+
+def _after(mask: jax.Array, step: jax.Array) -> jax.Array:
+    """Return a step as it is, and let it wait for the mask.
+
+    A mask is made from the weight; compilers that update a donated weight first must copy it. They
+    do not fold this into the step alone, which might not be a number.
+    """
+    return jnp.where(mask | (step == step), step, jnp.full_like(step, jnp.nan))
 
 
 def _landing(mask: jax.Array, step: jax.Array, weight: jax.Array) -> jax.Array:

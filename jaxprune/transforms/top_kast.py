@@ -151,11 +151,12 @@ def _penalised(
 
 
 def _land_in_backward_set(moment: Moment, steps: Leaves) -> Leaves:
-    """Move the backward set; adding −0.0 leaves every other weight as it is, −0.0 included."""
-    return {
-        path: jnp.where(unpack(moment.extra[path]), step, jnp.full_like(step, -0.0))
-        for path, step in steps.items()
-    }
+    """Move the backward set; adding −0.0 leaves every other weight as it is, −0.0 included.
+
+    The forward set, which is part of it, is named so that weights are updated after it is chosen.
+    """
+    moves = {path: unpack(moment.extra[path]) | mask for path, mask in moment.masks.items()}
+    return {p: jnp.where(moves[p], step, jnp.full_like(step, -0.0)) for p, step in steps.items()}
 
 
 def _refuse_shards(weights: Leaves) -> None:

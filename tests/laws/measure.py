@@ -2,18 +2,12 @@
 
 import contextlib
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-_COLLECTIVE = re.compile(
-    r"= (?P<types>[^=]*?) "
-    r"(?P<name>all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter|sort)"
-    r"(?:-start)?\("
-)
-_TYPE = re.compile(r"[a-z]+\d*\[([\d,]*)\]")
+from tests import hlo
 
 
 @contextlib.contextmanager
@@ -36,8 +30,8 @@ def compilations() -> Iterator[list[str]]:
 def collectives(compiled: Any) -> dict[str, int]:
     """The collectives (and sorts) of a compiled program, each with its largest array's size."""
     sizes: dict[str, int] = {}
-    for match in _COLLECTIVE.finditer(compiled.as_text()):
-        shapes = _TYPE.findall(match["types"])
-        largest = max(math.prod(int(n) for n in s.split(",") if n) for s in shapes)
-        sizes[match["name"]] = max(largest, sizes.get(match["name"], 0))
+    for kind, shapes, _ in hlo.operations(compiled):
+        if kind in hlo.COLLECTIVES | {"sort"}:
+            largest = max(math.prod(lengths) for _, lengths in shapes)
+            sizes[kind] = max(largest, sizes.get(kind, 0))
     return sizes

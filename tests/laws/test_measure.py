@@ -30,3 +30,12 @@ def test_a_gather_is_found(mesh: Mesh):
 def test_a_sort_is_found():
     found = measure.collectives(jax.jit(jnp.sort).lower(jnp.arange(8.0)).compile())
     assert found == {"sort": 8}
+
+
+def test_the_largest_of_many_arrays_is_found():
+    many = (
+        "  %ar = (s32[], s32[], s32[], s32[], s32[], /*index=5*/f32[7,2]{1,0}) "
+        "all-reduce(%a, %b, %c, %d, %e, %f), to_apply=%add\n"
+        "  %one = s32[] all-reduce(%x), to_apply=%add"
+    )
+    assert measure.collectives(many) == {"all-reduce": 14}

@@ -20,7 +20,7 @@ def is_core(row: TransformRow) -> bool:
 
 
 def is_family(row: TransformRow) -> bool:
-    """Tell whether no row above shares most of its code."""
+    """Tell whether no other row stands for its code."""
     return row.akin_to is None
 
 

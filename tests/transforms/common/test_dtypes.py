@@ -1,7 +1,7 @@
 """Every transform in the types in which people train."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,20 +10,33 @@ import pytest
 
 from jaxprune._core import paths
 from tests import third_party
-from tests.members import CALLS, TransformRow
+from tests.members import CALLS, TRANSFORMS, TransformRow
 from tests.transforms.common import rig
-from tests.transforms.common.rows import every_row
+from tests.transforms.common.rows import is_core, marked
 
-TYPES = [
-    (jnp.bfloat16, jnp.bfloat16),
-    (jnp.bfloat16, jnp.float32),
-    (jnp.float32, jnp.bfloat16),
-    (jnp.float16, jnp.bfloat16),
+
+class Types(NamedTuple):
+    """Of a training run."""
+
+    params: Any
+    grads: Any
+
+    def __str__(self) -> str:
+        return "-".join(jnp.dtype(one).name for one in self)
+
+
+BFLOAT16 = Types(jnp.bfloat16, jnp.bfloat16)
+TYPES = (
+    BFLOAT16,
+    Types(jnp.bfloat16, jnp.float32),
+    Types(jnp.float32, jnp.bfloat16),
+    Types(jnp.float16, jnp.bfloat16),
+)
+CASES = [
+    marked(row, types, fast=is_core(row) or types is BFLOAT16)
+    for row in TRANSFORMS
+    for types in TYPES
 ]
-
-
-def _names(types: tuple[Any, Any]) -> str:
-    return "-".join(jnp.dtype(one).name for one in types)
 
 
 @functools.cache
@@ -31,9 +44,8 @@ def decayed() -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
 
 
-@every_row
-@pytest.mark.parametrize("types", TYPES, ids=_names)
-def test_pruned_weights_are_exactly_zero_in_every_type(row: TransformRow, types: Any):
+@pytest.mark.parametrize(("row", "types"), CASES)
+def test_pruned_weights_are_exactly_zero_in_every_type(row: TransformRow, types: Types):
     """A grown weight is zero in the call in which it grows, and moves from the next on.
 
     In eight bits of precision one in hundreds of the others lands on zero by chance.

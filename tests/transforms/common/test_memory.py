@@ -15,6 +15,8 @@ from tests.transforms.common.rows import every_row
 # By default the CPU compiler runs leaves at the same time at the price of memory; others do not.
 _FLAGS = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
+TABLES = 2**14  # bytes, of counts and the like
+
 
 @functools.cache
 def _measured() -> dict[str, Any]:
@@ -29,6 +31,9 @@ def _measured() -> dict[str, Any]:
 @pytest.mark.slow
 @every_row
 def test_a_step_takes_a_byte_a_weight_and_the_key_and_mask_of_one_leaf(row: TransformRow):
+    """An update that draws random numbers, or keeps a record, holds more of the leaves at once."""
     found = _measured()
-    extra, key, mask = found["extra"][row.name], 4 * found["leaf"], found["leaf"]
-    assert extra <= 1.01 * (found["weights"] + key + mask)
+    weights, leaf = found["weights"], found["leaf"]
+    key, mask = 4 * leaf, leaf
+    room = 5 * weights + 5 * key if "heavy updates" in row.needs else weights + key + mask
+    assert found["extra"][row.name] <= room + TABLES

@@ -1,5 +1,6 @@
 """Every transform on eight devices: the numbers of one, and nothing large is moved."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tests import hlo
 from tests.members import CALLS, TRANSFORMS, TransformRow
 from tests.transforms.common import rig
-from tests.transforms.common.rows import is_core, is_family, marked
+from tests.transforms.common.rows import core_rows, is_core, is_family, marked
 
 SPECS = {
     "hidden": {"kernel": PartitionSpec("data", "model"), "bias": PartitionSpec("model")},
@@ -21,13 +22,21 @@ SCALARS = 256  # bytes
 
 
 def is_asked(row: TransformRow) -> bool:
-    """Tell whether a row belongs in the fast suite: layers that compete do so over devices."""
-    return is_family(row) or "moves counts" in row.needs
+    """Tell whether a row is fast here: in some a whole layer, or model, decides what moves."""
+    return is_family(row) or bool(row.needs & {"moves counts", "rests"})
 
 
-PLACED = [marked(row, "explicit", fast=is_asked(row)) for row in TRANSFORMS]
-PLACED += [marked(row, "auto", fast=is_core(row)) for row in TRANSFORMS]
-on_each_mesh = pytest.mark.parametrize(("row", "mesh"), PLACED, indirect=["mesh"])
+explicit_for_all_auto_for_the_core = pytest.mark.parametrize(
+    ("row", "mesh"),
+    [marked(row, "explicit", fast=is_asked(row)) for row in TRANSFORMS]
+    + [marked(row, "auto", fast=is_core(row)) for row in TRANSFORMS],
+    indirect=["mesh"],
+)
+
+
+def placed(mesh: Mesh) -> Any:
+    """Where each parameter lies."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), SPECS)
 
 
 def own_arrays(state: Any) -> dict[str, jax.Array]:
@@ -37,22 +46,39 @@ def own_arrays(state: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in found if leaf.shape in shapes}
 
 
-@on_each_mesh
-def test_eight_devices_train_as_one_and_move_scalars_only(row: TransformRow, mesh: Mesh):
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), SPECS)
-    tx, place = rig.transform(row, rig.SGD), lambda tree: jax.device_put(tree, shardings)
+def spread(state: Any, shardings: Any) -> Any:
+    """Put a state on the devices: what is of a weight's shape lies as the weight does."""
+    by_shape = {
+        rig.SHAPES[f"{name}/kernel"]: shardings[name]["kernel"] for name in ("hidden", "out")
+    }
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, by_shape.get(leaf.shape, shardings["norm"]["scale"])),
+        state,
+    )
+
+
+@core_rows
+def test_a_jitted_init_puts_what_it_makes_where_the_weights_are(row: TransformRow, mesh: Mesh):
+    shardings, tx = placed(mesh), rig.transform(row, rig.SGD)
     with jax.set_mesh(mesh):
-        params = place(rig.parameters())
-        state = jax.jit(tx.init)(params)
-        for path, leaf in own_arrays(state).items():
-            branch = "hidden" if "hidden" in path else "out"
-            assert leaf.sharding.is_equivalent_to(shardings[branch]["kernel"], 2), path
-        start = jax.tree.map(lambda leaf: leaf.sharding, state)
-        arguments = params, state, place(rig.gradients(0))
-        step = jax.jit(rig.step_of(tx)).lower(*arguments).compile()
+        found = own_arrays(jax.jit(tx.init)(jax.device_put(rig.parameters(), shardings)))
+    assert found
+    for path, leaf in found.items():
+        branch = "hidden" if "hidden" in path else "out"
+        assert leaf.sharding.is_equivalent_to(shardings[branch]["kernel"], 2), path
+
+
+@explicit_for_all_auto_for_the_core
+def test_eight_devices_train_as_one_and_move_scalars_only(row: TransformRow, mesh: Mesh):
+    shardings, tx = placed(mesh), rig.transform(row, rig.SGD)
+    place = functools.partial(jax.device_put, device=shardings)
+    state = tx.init(rig.parameters())
+    with jax.set_mesh(mesh):
+        params, state = place(rig.parameters()), spread(state, shardings)
+        step = jax.jit(rig.step_of(tx))
+        step = step.lower(params, state, place(rig.gradients(0))).compile()
         for call in range(CALLS):
-            state = jax.device_put(state, start)
-            params, state = step(params, state, place(rig.gradients(call)))
+            params, state = step(params, spread(state, shardings), place(rig.gradients(call)))
             # On the host: outside jit every operation would be compiled for these shardings.
             found = rig.snapshot(*jax.device_get((params, state)))
             assert all(map(rig.equal, found, rig.trained(row, rig.SGD)[call]))
