@@ -21,6 +21,7 @@ from jaxprune._core.select import refuse_nan
 from jaxprune.masks import MaskRule, Patterns, check_target, describe
 from jaxprune.patterns import NM, Unstructured
 from jaxprune.schedules import as_sparsity
+from jaxprune.transforms._ranking import given_shapes
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable, as_period
 from jaxprune.transforms.drops import Drop, share_at
@@ -228,14 +229,7 @@ def global_shapes(settings: Settings, weights: Leaves) -> dict[str, tuple[int, .
     with split_over(settings.axis_names):
         split = any(shards_of(weight) > 1 for weight in weights.values())
     if settings.shapes is not None:
-        missing = [path for path in weights if path not in settings.shapes]
-        if missing:
-            raise ValueError(
-                f"shapes has no entry for {paths.listed(missing)}; its entries are "
-                f"{paths.listed(settings.shapes)}. Pass the global shape of every prunable "
-                "parameter by path."
-            )
-        return {path: tuple(settings.shapes[path]) for path in weights}
+        return given_shapes(settings.shapes, weights)
     if split:
         raise ValueError(
             "inside shard_map the shapes of weights are those of one shard. "

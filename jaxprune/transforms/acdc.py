@@ -10,21 +10,18 @@ import numpy as np
 import optax
 
 from jaxprune import allocation as allocations
-from jaxprune._core import paths
-from jaxprune._core.meshes import split_over
 from jaxprune._core.prunable import Where, default_where
-from jaxprune._core.select import refuse_nan
 from jaxprune.masks import MaskRule, Patterns, check_target, describe
 from jaxprune.patterns import Unstructured
 from jaxprune.schedules import as_sparsity
 from jaxprune.scores import magnitude
 from jaxprune.transforms import moments as moment_rules
+from jaxprune.transforms._ranking import Plan, Ranking
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable, as_period, as_step
-from jaxprune.transforms.gradual import _Budget, _check_scores, _lowest, _Plan
 from jaxprune.transforms.moments import Moments
-from jaxprune.transforms.recipe import Leaves, Moment, Recipe, everything, masked_gradients, wrap
-from jaxprune.types import Allocation, Score, Shapes, Tree
+from jaxprune.transforms.recipe import Recipe, masked_gradients, wrap
+from jaxprune.types import Allocation, Score, Shapes
 
 
 def acdc(
@@ -109,35 +106,21 @@ def acdc(
       Peste et al., AC/DC: Alternating compressed/decompressed training of deep neural networks,
       arXiv:2106.12379.
     """
-    plan = _Alternating(as_sparsity("sparsity", sparsity), _phases(begin, every, end, decompressed))
-    check_target(pattern, plan.sparsity)
+    sparsity = as_sparsity("sparsity", sparsity)
+    plan = _alternating(sparsity, _phases(begin, every, end, decompressed))
+    check_target(pattern, sparsity)
     if allocation is None:
         single = isinstance(pattern, Unstructured)
         allocation = allocations.global_() if single else allocations.uniform
     rule = MaskRule(pattern, allocation, dict(layers or {}))
-    budget = _Budget(rule, plan, dict(shapes) if shapes is not None else None)
-
-    def init(weights: Leaves) -> tuple[Leaves, Tree]:
-        rule.check({path: weight.shape for path, weight in weights.items()})
-        with split_over(axis_names):
-            budget.check(weights)
-        return {path: everything(weight) for path, weight in weights.items()}, ()
-
-    def change(moment: Moment) -> tuple[Leaves, Tree]:
-        fill = moment.fill
-        scores = paths.flatten(score(fill(moment.weights), fill(moment.grads)))
-        _check_scores(score, scores, moment.weights)
-        refuse_nan(scores)
-        nested = {p: jnp.where(m, scores[p], _lowest(scores[p])) for p, m in moment.masks.items()}
-        return rule.masks(nested, budget.counts(scores, moment)), ()
-
+    ranking = Ranking(score, rule, plan, shapes, axis_names)
     recipe = Recipe(
         method=Method("acdc", reached=plan.timetable.end),
-        text=f"acdc|{plan}|{describe(score)}|{describe(moments)}|{rule.describe()}",
+        text=f"acdc|{plan.text}|{describe(score)}|{describe(moments)}|{rule.describe()}",
         where=where,
         timetable=plan.timetable,
-        init=init,
-        change=change,
+        init=ranking.init,
+        change=ranking.change,
         gradients=masked_gradients,
         moments=moments,
         packed=packed,
@@ -172,16 +155,10 @@ class _Phases(Timetable):
         return jnp.sum(step > np.asarray(self.steps(), np.int32), dtype=jnp.int32)
 
 
-class _Alternating(_Plan):
-    """A sparsity in every other phase, and none between."""
-
-    def __init__(self, sparsity: float, phases: _Phases) -> None:
-        self.sparsity = self.final = sparsity
-        self.timetable = phases
-        self.values = [0.0 if turn % 2 else sparsity for turn, _ in enumerate(phases.steps())]
-
-    def __repr__(self) -> str:
-        return f"{self.sparsity}|{self.timetable}"
+def _alternating(sparsity: float, phases: _Phases) -> Plan:
+    """Return the plan: a sparsity in every other phase, and none between."""
+    values = [0.0 if turn % 2 else sparsity for turn, _ in enumerate(phases.steps())]
+    return Plan(phases, values, sparsity, f"{sparsity}|{phases}")
 
 
 def _phases(begin: Any, every: Any, end: Any, decompressed: Any) -> _Phases:

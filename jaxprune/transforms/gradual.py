@@ -12,27 +12,17 @@ from jax.core import Tracer
 
 from jaxprune import allocation as allocations
 from jaxprune import schedules
-from jaxprune._core import paths
 from jaxprune._core.checks import debug_check
-from jaxprune._core.meshes import shards_of, split_over
 from jaxprune._core.prunable import Where, default_where
-from jaxprune._core.select import refuse_nan
-from jaxprune.masks import Counts, MaskRule, Patterns, check_target, describe
-from jaxprune.patterns import Channel, Unstructured
+from jaxprune.masks import MaskRule, Patterns, check_target, describe
+from jaxprune.patterns import Unstructured
 from jaxprune.schedules import Constant
 from jaxprune.scores import magnitude
+from jaxprune.transforms._ranking import Plan, Ranking
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable, as_period
-from jaxprune.transforms.recipe import (
-    Leaves,
-    Moment,
-    Recipe,
-    dense_gradients,
-    everything,
-    masked_gradients,
-    wrap,
-)
-from jaxprune.types import Allocation, Score, Shapes, Tree
+from jaxprune.transforms.recipe import Recipe, dense_gradients, masked_gradients, wrap
+from jaxprune.types import Allocation, Score, Shapes
 
 
 def gradual(
@@ -107,30 +97,15 @@ def gradual(
     """
     plan = _plan(sparsity, every, pattern)
     rule = MaskRule(pattern, allocation, dict(layers or {}))
-    budget = _Budget(rule, plan, dict(shapes) if shapes is not None else None)
-
-    def init(weights: Leaves) -> tuple[Leaves, Tree]:
-        rule.check({path: weight.shape for path, weight in weights.items()})
-        with split_over(axis_names):
-            budget.check(weights)
-        return {path: everything(weight) for path, weight in weights.items()}, ()
-
-    def change(moment: Moment) -> tuple[Leaves, Tree]:
-        fill = moment.fill
-        scores = paths.flatten(score(fill(moment.weights), fill(moment.grads)))
-        _check_scores(score, scores, moment.weights)
-        refuse_nan(scores)
-        nested = {p: jnp.where(m, scores[p], _lowest(scores[p])) for p, m in moment.masks.items()}
-        return rule.masks(nested, budget.counts(scores, moment)), ()
-
-    text = f"gradual|{plan}|{describe(score)}|{rule.describe()}|{mask_gradients}"
+    ranking = Ranking(score, rule, plan, shapes, axis_names)
+    text = f"gradual|{plan.text}|{describe(score)}|{rule.describe()}|{mask_gradients}"
     recipe = Recipe(
         method=Method("gradual", reached=plan.timetable.end),
         text=text,
         where=where,
         timetable=plan.timetable,
-        init=init,
-        change=change,
+        init=ranking.init,
+        change=ranking.change,
         gradients=masked_gradients if mask_gradients else dense_gradients,
         packed=packed,
         axis_names=axis_names,
@@ -138,39 +113,33 @@ def gradual(
     return wrap(inner, recipe)
 
 
-class _Plan:
-    """When masks change, and to which sparsity.
+def _plan(sparsity: float | Callable[[Any], Any], every: int, pattern: Patterns) -> Plan:
+    period = as_period("every", every)
+    schedule = sparsity if callable(sparsity) else schedules.one_shot(sparsity)
+    begin, end = (getattr(schedule, name, None) for name in ("begin", "end"))
+    at = getattr(schedule, "at", None)
+    timetable = Timetable(0 if begin is None else begin, period, end)
+    # Without an end there are updates for ever, and only a constant has one value for them.
+    known = at is not None and (end is not None or isinstance(schedule, Constant))
+    values = [at(step) for step in timetable.steps()] if at and known else None
+    for step, value in zip(timetable.steps(), values or [], strict=False):
+        _check_value(schedule, step, value)
+    if values is not None:
+        check_target(pattern, values[-1])
+    elif callable(sparsity):
+        _check_value(sparsity, 0, float(sparsity(0)))
+    text, traced = f"{describe(schedule)}|{timetable}", functools.partial(_traced, schedule)
+    return Plan(timetable, values, None if values is None else values[-1], text, traced)
 
-    Attributes:
-      timetable: the updates.
-      values: sparsity at each update, in float64; None if the schedule is evaluated inside jit.
-      final: sparsity at the end, if known.
-    """
 
-    def __init__(self, sparsity: float | Callable[[Any], Any], every: int) -> None:
-        period = as_period("every", every)
-        self.schedule = sparsity if callable(sparsity) else schedules.one_shot(sparsity)
-        begin, end = (getattr(self.schedule, name, None) for name in ("begin", "end"))
-        at = getattr(self.schedule, "at", None)
-        self.timetable = Timetable(0 if begin is None else begin, period, end)
-        # Without an end there are updates for ever, and only a constant has one value for them.
-        known = at is not None and (end is not None or isinstance(self.schedule, Constant))
-        self.values = [at(step) for step in self.timetable.steps()] if at and known else None
-        self.final = None if self.values is None else self.values[-1]
-        for step, value in zip(self.timetable.steps(), self.values or [], strict=False):
-            _check_value(self.schedule, step, value)
-
-    def __repr__(self) -> str:
-        return f"{describe(self.schedule)}|{self.timetable}"
-
-    def traced(self, step: jax.Array) -> jax.Array:
-        """Return the sparsity at a step, evaluated inside jit."""
-        value = jnp.asarray(self.schedule(step), jnp.float32)
-        if not isinstance(value, Tracer):
-            _check_value(self.schedule, int(step), float(value))
-        inside = (value >= 0.0) & (value < 1.0)
-        debug_check(inside, "the sparsity schedule gives {value}", value=value)
-        return jnp.clip(value, 0.0, np.float32(1.0 - 2.0**-24))
+def _traced(schedule: Callable[[Any], Any], step: jax.Array) -> jax.Array:
+    """Return the sparsity at a step, evaluated inside jit."""
+    value = jnp.asarray(schedule(step), jnp.float32)
+    if not isinstance(value, Tracer):
+        _check_value(schedule, int(step), float(value))
+    inside = (value >= 0.0) & (value < 1.0)
+    debug_check(inside, "the sparsity schedule gives {value}", value=value)
+    return jnp.clip(value, 0.0, np.float32(1.0 - 2.0**-24))
 
 
 def _check_value(schedule: Any, step: int, value: float) -> None:
@@ -179,115 +148,3 @@ def _check_value(schedule: Any, step: int, value: float) -> None:
             f"sparsity={describe(schedule)} gives {value} at step {step}; a sparsity is the share "
             "of zeros, in [0, 1). Correct the schedule."
         )
-
-
-def _plan(sparsity: float | Callable[[Any], Any], every: int, pattern: Patterns) -> _Plan:
-    plan = _Plan(sparsity, every)
-    if plan.final is not None:
-        check_target(pattern, plan.final)
-    elif callable(sparsity):
-        _check_value(sparsity, 0, float(sparsity(0)))
-    return plan
-
-
-class _Budget:
-    """How many units are kept at an update: tabulated in float64 where the schedule allows."""
-
-    def __init__(self, rule: MaskRule, plan: _Plan, shapes: dict[str, tuple[int, ...]] | None):
-        self.rule, self.plan, self.given = rule, plan, shapes
-        self.table = functools.lru_cache(maxsize=8)(self._table)
-
-    def check(self, weights: Leaves) -> None:
-        """Raise if the allocation does not fit the weights, before anything was trained."""
-        if not weights:
-            return
-        shapes = self._shapes(weights)
-        if self.plan.values is None:
-            self._check_traceable()
-        else:
-            self.table(tuple(shapes.items()))
-
-    def counts(self, scores: Leaves, moment: Moment) -> Counts:
-        shapes = self._shapes(scores)
-        if self.plan.values is None:
-            return self.rule.counts(shapes, self.plan.traced(moment.step))
-        index = jnp.minimum(moment.turn, np.int32(len(self.plan.values) - 1))
-        return jax.tree.map(
-            lambda rows: jnp.asarray(rows)[index], self.table(tuple(shapes.items()))
-        )
-
-    def _table(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Counts:
-        rows = [
-            self.rule.counts(dict(shapes), value, final=self.plan.final)
-            for value in self.plan.values or []
-        ]
-        return jax.tree.map(
-            lambda *units: np.stack([np.asarray(u, np.int32) for u in units]), *rows
-        )
-
-    def _shapes(self, leaves: Leaves) -> dict[str, tuple[int, ...]]:
-        """Return the global shapes, which inside ``shard_map`` are not those of the arrays."""
-        shards = {path: shards_of(leaf) for path, leaf in leaves.items()}
-        if max(shards.values()) > 1:
-            self._check_splittable(shards)
-        if self.given is not None:
-            missing = [path for path in leaves if path not in self.given]
-            if missing:
-                raise ValueError(
-                    f"shapes has no entry for {paths.listed(missing)}; its entries are "
-                    f"{paths.listed(self.given)}. Pass the global shape of every prunable "
-                    "parameter by path."
-                )
-            return {path: tuple(self.given[path]) for path in leaves}
-        return {path: self._grown(path, x.shape, shards[path]) for path, x in leaves.items()}
-
-    def _grown(self, path: str, shape: tuple[int, ...], shards: int) -> tuple[int, ...]:
-        """Return a shape of the global size: which axis is split is not known here."""
-        axis = int(self.rule.layer_axis(path, shape) == 0)
-        return tuple(n * shards if i == axis else n for i, n in enumerate(shape))
-
-    def _check_splittable(self, shards: dict[str, int]) -> None:
-        blind = isinstance(self.rule.allocation, allocations.Uniform | allocations.Global)
-        if not blind and self.given is None:
-            raise ValueError(
-                f"allocation={describe(self.rule.allocation)} looks at the shapes of weights, "
-                "which inside shard_map are those of one shard. Pass shapes={path: global shape}."
-            )
-        for path in (path for path, count in shards.items() if count > 1):
-            if isinstance(pattern := self.rule.pattern_of(path), Channel):
-                raise ValueError(
-                    f"pattern={pattern!r} cannot be used for {path!r} inside shard_map: a slice "
-                    "is spread over several shards. Call update under jit with sharded arrays "
-                    "instead."
-                )
-
-    def _check_traceable(self) -> None:
-        allocation = self.rule.allocation
-        if getattr(allocation, "exact_total", False) and not isinstance(
-            allocation, allocations.Global
-        ):
-            raise ValueError(
-                f"allocation={describe(allocation)} is computed on the host and needs a "
-                "schedule with a window. Use one of jaxprune.schedules, such as "
-                "schedules.cubic(0.0, 0.9, begin=1000, end=7000)."
-            )
-
-
-def _check_scores(score: Score, scores: Leaves, weights: Leaves) -> None:
-    for path, weight in weights.items():
-        found = scores.get(path)
-        if found is None or found.shape != weight.shape:
-            got = "none" if found is None else f"shape {found.shape}"
-            raise ValueError(
-                f"score={describe(score)} must return scores of shape {weight.shape} for "
-                f"{path!r}, got {got}. A score is a function (params, grads) -> tree like params."
-            )
-        if not jnp.issubdtype(found.dtype, jnp.floating):
-            raise TypeError(
-                f"score={describe(score)} must return floating-point scores, got {found.dtype} "
-                f"for {path!r}. Convert them with .astype(jnp.float32)."
-            )
-
-
-def _lowest(scores: jax.Array) -> jax.Array:
-    return jnp.full_like(scores, -jnp.inf)

@@ -21,6 +21,7 @@ from jaxprune.schedules import as_sparsity
 from jaxprune.transforms import _regrow
 from jaxprune.transforms import growth as growths
 from jaxprune.transforms import moments as moment_rules
+from jaxprune.transforms._ranking import of_live, tabulated
 from jaxprune.transforms._regrow import Counts, Settings
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable, gate
@@ -225,9 +226,7 @@ def _pruned(settings: Settings, pruning: MaskRule, budget: "_Budget", moment: Mo
     fill = moment.fill
     ranked = paths.flatten(settings.score(fill(moment.weights), fill(moment.grads)))
     refuse_nan(ranked)
-    lowest = {p: jnp.full_like(ranked[p], -jnp.inf) for p in moment.masks}
-    nested = {p: jnp.where(m, ranked[p], lowest[p]) for p, m in moment.masks.items()}
-    masks = pruning.masks(nested, budget.pruned(moment))
+    masks = pruning.masks(of_live(ranked, moment.masks), budget.pruned(moment))
     # A layer that has fewer live weights than its share stays as it is.
     return {path: masks[path] & mask for path, mask in moment.masks.items()}
 
@@ -272,8 +271,4 @@ class _Budget:
         return Counts(units, many - _regrow.ceil_share(fixed, many))
 
     def _table(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, Any]:
-        final = self.plan.values[-1]
-        rows = [self.pruning.counts(dict(shapes), v, final=final) for v in self.plan.values]
-        return jax.tree.map(
-            lambda *units: np.stack([np.asarray(u, np.int32) for u in units]), *rows
-        )
+        return tabulated(self.pruning, dict(shapes), self.plan.values, self.plan.values[-1])

@@ -265,8 +265,14 @@ def wrap(
     ) -> tuple[Tree, Any]:
         moment = _moment(recipe, updates, state, params)
         moment = moment._replace(extra=recipe.watch(moment))
-        after, held, health = _changed(recipe, moment, state)
-        inner_state = _moved(recipe, moment, after, state.inner_state, inner, params)
+        fires = _fires(recipe, moment)
+        after, held, health = _changed(recipe, moment, state, fires)
+        inner_state = state.inner_state
+        # Before the optimizer's step, to be one pass with it; after it, compilers copy the moments.
+        # Weights whose mask changes get no gradient in this call, and stay as they are moved.
+        if recipe.moments is not None and (isinstance(fires, Tracer) or bool(fires)):
+            start = inner.init(params)
+            inner_state = recipe.moments(inner_state, start, moment.masks, after.masks, fires)
         live = {path: mask & after.masks[path] for path, mask in moment.masks.items()}
         grads = recipe.gradients(moment._replace(masks=live))
         given = paths.refill(updates, grads, _itself)
@@ -300,7 +306,9 @@ def _moment(recipe: Recipe, updates: Tree, state: State, params: Tree) -> Moment
     return Moment(state.step, turn, weights, grads, stored_masks(state), state.extra, fill)
 
 
-def _changed(recipe: Recipe, moment: Moment, state: State) -> tuple[Moment, Leaves, Health]:
+def _changed(
+    recipe: Recipe, moment: Moment, state: State, fires: jax.Array
+) -> tuple[Moment, Leaves, Health]:
     """Change masks where the timetable says so; return them also as they are stored.
 
     Nothing but stored masks and the method's own state goes through the ``lax.cond``: what does is
@@ -311,7 +319,6 @@ def _changed(recipe: Recipe, moment: Moment, state: State) -> tuple[Moment, Leav
     leaves = jax.tree.leaves(state.masks, is_leaf=is_packed)
     before = (dict(zip(moment.masks, leaves, strict=True)), moment.extra)
     seen = (health.came_back, health.nonfinite)
-    fires = _fires(recipe, moment)
     lands = recipe.land is land_on_zero and bool(moment.masks)
     due = health.changed == moment.step - 1 if lands else jnp.bool_(False)
 
@@ -336,25 +343,6 @@ def _changed(recipe: Recipe, moment: Moment, state: State) -> tuple[Moment, Leav
 
 def _fires(recipe: Recipe, moment: Moment) -> jax.Array:
     return jnp.bool_(True) if recipe.timetable is None else recipe.timetable.fires(moment.step)
-
-
-def _moved(
-    recipe: Recipe,
-    moment: Moment,
-    after: Moment,
-    inner_state: Any,
-    inner: optax.GradientTransformation,
-    params: Tree,
-) -> Any:
-    """Return the inner optimizer's state, with the moments of dropped and grown weights moved.
-
-    Before the optimizer's step, to be one pass with it; after it, compilers copy the moments.
-    Weights whose mask changes get no gradient in this call, so that they stay as they are moved.
-    """
-    fires = _fires(recipe, moment)
-    if recipe.moments is None or not (isinstance(fires, Tracer) or bool(fires)):
-        return inner_state
-    return recipe.moments(inner_state, inner.init(params), moment.masks, after.masks, fires)
 
 
 def _not_zero(moment: Moment) -> tuple[jax.Array, jax.Array]:
