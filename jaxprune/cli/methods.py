@@ -45,7 +45,7 @@ def pattern_of(text: str, sparsity: float | None) -> tuple[Unstructured | NM, fl
             f"{text!r}."
         )
     pattern = NM(int(found[1]), int(found[2]))
-    own = 1.0 - pattern.n / pattern.m
+    own = pattern.final_sparsity
     if sparsity is not None and not abs(sparsity - own) < 1e-3:
         raise ValueError(
             f"--pattern {text} keeps {pattern.n} of every {pattern.m}, a sparsity of {own:g}; "

@@ -104,7 +104,7 @@ class Capture:
             if key not in steps:
                 take = self._taken(params, inputs)
                 total = self._started(take, leaves, arrays) if total is None else total
-                steps[key] = self._step(take)
+                steps[key] = adding(self.stats, take)
             total = steps[key](total, leaves, arrays)
         if total is None:
             raise ValueError("batches is empty. Give at least one batch of the function's inputs.")
@@ -128,20 +128,7 @@ class Capture:
         """Return the statistics of no tokens."""
         shapes = jax.eval_shape(take, *args)
         self._refuse_large(shapes)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    def _step(self, take: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``(total, arrays of params, of inputs) -> total`` as one program."""
-        some = _leaves(self.stats)
-
-        def step(total: Any, leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
-            found = take(leaves, arrays)
-            return {
-                path: [s.merge(a, b) for s, a, b in zip(some, total[path], raw, strict=True)]
-                for path, raw in found.items()
-            }
-
-        return jax.jit(step, donate_argnums=0)
+        return of_no_tokens(shapes)
 
     def _program(self, params: Tree, inputs: tuple[Any, ...]) -> Program:
         leaves, arrays = arrays_of(params, inputs)
@@ -190,6 +177,29 @@ class Capture:
             )
             for path, raw in total.items()
         }
+
+
+def of_no_tokens(shapes: Any) -> Any:
+    """Return raw statistics of no tokens, by their shapes."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def adding(stats: Any, take: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``(total, *batch) -> total`` as one program, which adds one batch's statistics.
+
+    Args:
+      stats: statistics in any container.
+      take: ``(*batch) -> {path: raw statistics}``.
+    """
+    some = _leaves(stats)
+
+    def step(total: Any, *batch: Any) -> Any:
+        return {
+            path: [s.merge(a, b) for s, a, b in zip(some, total[path], raw, strict=True)]
+            for path, raw in take(*batch).items()
+        }
+
+    return jax.jit(step, donate_argnums=0)
 
 
 def taken(

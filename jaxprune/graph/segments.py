@@ -1,9 +1,10 @@
 """``segments``: a model cut into its blocks, to be run and pruned one after the other."""
 
+import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -186,7 +187,7 @@ class _Kinds:
 
     def derived(self, step: Step) -> bool:
         """Tell whether a step computes from parameters alone: each segment then does so itself."""
-        return all(v in self.of_params and v not in self.of_data for v in step.writes)
+        return all(map(self.is_derived, step.writes))
 
     def is_derived(self, value: Value) -> bool:
         return value in self.of_params and value not in self.of_data
@@ -227,15 +228,15 @@ class _Making:
         )
 
     def segments(self, slices: Sequence[Sequence[Step]]) -> list[Segment]:
-        wanted = [
-            self.steps.results.union(*(s.values() for s in _after(slices, i)))
-            for i in range(len(slices))
-        ]
-        made = [self.one(rows, after) for rows, after in zip(slices, wanted, strict=True)]
-        counts = [sum(other.body is segment.body for other in made) for segment in made]
-        return [dataclasses.replace(s, repeats=n > 1) for s, n in zip(made, counts, strict=True)]
+        wanted = set(self.steps.results)  # what is read after a slice
+        made: list[Segment] = []
+        for rows in reversed(slices):
+            made.append(self.one(rows, wanted))
+            wanted.update(v for step in rows for v in step.values())
+        counts = collections.Counter(segment.body for segment in made)
+        return [dataclasses.replace(s, repeats=counts[s.body] > 1) for s in reversed(made)]
 
-    def one(self, rows: Sequence[Step], wanted: frozenset[Value]) -> Segment:
+    def one(self, rows: Sequence[Step], wanted: Set[Value]) -> Segment:
         steps = self.kinds.with_makers(rows)
         own = {value for step in steps for value in step.writes}
         outside = dict.fromkeys(v for step in steps for v in step.values() if v not in own)
@@ -243,16 +244,14 @@ class _Making:
         reads = tuple(v for v in outside if v not in self.steps.params)
         writes = tuple(v for step in rows for v in step.writes if v in wanted)
         key = _canonical(steps, params, reads, writes)
-        body = self.bodies.setdefault(key, _Body(steps, params, reads, writes, self.steps.shapes))
+        if key not in self.bodies:
+            self.bodies[key] = _Body(steps, params, reads, writes, self.steps.shapes)
+        body = self.bodies[key]
         places = [self.place(self.steps.params[v]) for v in params]
         return Segment(dict(zip(body.params, places, strict=True)), reads, writes, body, False)
 
     def place(self, place: Place) -> tuple[str, int | None]:
         return self.paths[place.number], place.layer
-
-
-def _after(slices: Sequence[Sequence[Step]], i: int) -> list[Step]:
-    return [step for rows in slices[i + 1 :] for step in rows]
 
 
 def _canonical(

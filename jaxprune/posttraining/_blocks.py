@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxprune._core import paths
 from jaxprune._core.prunable import Where, select
 from jaxprune.graph import Graph
-from jaxprune.graph.capture import taken
+from jaxprune.graph.capture import adding, of_no_tokens, taken
 from jaxprune.graph.matrix import Layout, layout_of
 from jaxprune.graph.plan import plan_of
 from jaxprune.graph.program import arrays_of
@@ -31,22 +31,17 @@ class _Kind:
     """What blocks that do the same share: compiled once."""
 
     layouts: Mapping[str, Layout]  # of the weights that are pruned, by the block's own names
-    step: Any  # (total, params, inputs) -> total
+    shapes: Any  # of the statistics
+    step: Any  # (total, arrays of params, of inputs) -> total
 
 
-class Weight:
-    """One weight of a block, as it stands before it is pruned.
+class Weight(NamedTuple):
+    """One weight of a block, as it stands before it is pruned."""
 
-    Attributes:
-      place: path and layer.
-      layout: how it makes up matrices.
-      array: its present value.
-      inputs: the sums over its inputs, for each of its matrices.
-    """
-
-    def __init__(self, place: Place, layout: Layout, array: jax.Array, inputs: Inputs) -> None:
-        """Hold them together."""
-        self.place, self.layout, self.array, self.inputs = place, layout, array, inputs
+    place: Place
+    layout: Layout  # how it makes up matrices
+    array: jax.Array  # its present value
+    inputs: Inputs  # the sums over its inputs, for each of its matrices
 
 
 class Blocks:
@@ -72,10 +67,11 @@ class Blocks:
           needs: fields of `Inputs` that are read.
           gradients: like ``params``, of the loss, where they are read.
         """
-        self.params, self.needs = params, tuple(needs)
+        self.params = params
+        self.stats = {"tokens": count} | {k: _GATHERED[k] for k in needs if k in _GATHERED}
         self.leaves: Leaves = dict(paths.flatten(params))
         self.masks: Leaves = {}
-        self.gradients = _checked_gradients(gradients, self.needs)
+        self.gradients = _checked_gradients(gradients, needs)
         self.segments: Segments = graph.segments()
         self.last = self.segments.last_read()
         self.sequences = 0
@@ -99,16 +95,29 @@ class Blocks:
         """Gather the statistics of a segment's weights over all batches."""
         params = segment.params(self.leaves)
         kind = self._kind(segment)
-        total: Any = None
-        if any(field in _GATHERED for field in self.needs):
-            for values in self.live:
-                total = kind.step(total, params, [values[v] for v in segment.reads])
+        raw = self._gathered(segment, kind, params) if self._gathers else {}
         found = []
         for name, layout in kind.layouts.items():
             place = segment.weights[name]
-            inputs = self._inputs(place, layout, {} if total is None else total[name])
+            inputs = self._inputs(place, layout, raw.get(name, {}))
             found.append(Weight(place, layout, params[name], inputs))
         return found
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether anything is read of the activations."""
+        return len(self.stats) > 1
+
+    def _gathered(
+        self, segment: Segment, kind: _Kind, params: Leaves
+    ) -> dict[str, dict[str, jax.Array]]:
+        """Return the sums over all batches, by the block's own names and by field."""
+        leaves = [params[name] for name in segment.program.params]
+        total = of_no_tokens(kind.shapes)
+        for values in self.live:
+            total = kind.step(total, leaves, [values[v] for v in segment.reads])
+        # Containers are flattened in the order of their keys.
+        return {n: dict(zip(sorted(self.stats), raw, strict=True)) for n, raw in total.items()}
 
     def put(self, place: Place, weight: jax.Array, mask: jax.Array) -> None:
         """Put a pruned weight into the parameters, and remember its mask."""
@@ -126,7 +135,7 @@ class Blocks:
     def forward(self, index: int) -> None:
         """Send all batches through a segment, and forget what nothing reads any more."""
         segment = self.segments.segments[index]
-        if index + 1 == len(self.segments) or not any(f in _GATHERED for f in self.needs):
+        if index + 1 == len(self.segments) or not self._gathers:
             return
         gone = [value for value, last in self.last.items() if last <= index]
         params = segment.params(self.leaves)
@@ -181,15 +190,13 @@ class Blocks:
     def _kind(self, segment: Segment) -> _Kind:
         names = tuple(self.names(segment))  # where= may choose others in a block that does the same
         known = segment.body.kept
-        key = (names, frozenset(self.needs))
+        key = (names, frozenset(self.stats))
         if key not in known:
             known[key] = self._made(segment, names)
         return known[key]
 
     def _made(self, segment: Segment, names: Sequence[str]) -> _Kind:
         program = segment.program
-        stats = {"tokens": count} | {k: _GATHERED[k] for k in self.needs if k in _GATHERED}
-        order = sorted(stats)
         plan = plan_of(program, lambda name: name in names)
         if plan.skipped:
             skipped = plan.skipped[0]
@@ -198,20 +205,12 @@ class Blocks:
                 f"{skipped.primitive}: {skipped.reason}. Leave the weight out with where=."
             )
 
-        def step(total: Any, params: Leaves, inputs: Sequence[jax.Array]) -> Any:
-            leaves = [params[name] for name in program.params]
-            some = [stats[key] for key in order]
-            found = taken(program, plan, some, None, tuple(inputs), leaves, inputs)[1]
-            fresh = {n: dict(zip(order, raw, strict=True)) for n, raw in found.items()}
-            if total is None:
-                return fresh
-            return {
-                n: {key: stats[key].merge(total[n][key], x) for key, x in raw.items()}
-                for n, raw in fresh.items()
-            }
+        def take(leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
+            return taken(program, plan, self.stats, None, tuple(arrays), leaves, arrays)[1]
 
+        shapes = jax.eval_shape(take, list(program.params.values()), list(program.inputs))
         layouts = {name: layout_of(program, name) for name in names}
-        return _Kind(layouts, jax.jit(step, donate_argnums=0))
+        return _Kind(layouts, shapes, adding(self.stats, take))
 
     def _inputs(self, place: Place, layout: Layout, raw: Mapping[str, jax.Array]) -> Inputs:
         path, layer = place

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.patterns import NM
 from jaxprune.posttraining.gram import checked_gram, checked_number, damped, normalised, product
 from jaxprune.posttraining.matrix import Inputs, Pruned, Target
-from jaxprune.posttraining.select import Select, per_group, per_matrix
+from jaxprune.posttraining.select import Select, chosen, per_matrix
 from jaxprune.types import Mask
 
 _PENALTIES = 1e-8, 1e6  # the range of the penalty; below, an input of zeros alone is singular
@@ -139,10 +138,7 @@ class ALPS:
         )
 
     def _mask(self, weight: jax.Array, target: Target) -> Mask:
-        scores = jnp.abs(weight)
-        if isinstance(target.pattern, NM):
-            return per_group(scores, target.pattern)
-        return self.select(scores, target.sparsity, keep_last=True)
+        return chosen(jnp.abs(weight), target, self.select)
 
 
 def alps(

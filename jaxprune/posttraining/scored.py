@@ -1,5 +1,6 @@
 """What the methods share that score weights, keep the best and leave their values alone."""
 
+import abc
 import dataclasses
 
 import jax
@@ -15,7 +16,7 @@ _MEANS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class Scored(abc.ABC):
     """A method that scores weights, keeps the best and leaves their values alone.
 
     Attributes:
@@ -31,9 +32,9 @@ class Scored:
         """The fields of ``Inputs`` that it reads."""
         return ()
 
+    @abc.abstractmethod
     def scores(self, weight: jax.Array, inputs: Inputs) -> jax.Array:
         """Return the scores (in, out), float32."""
-        raise NotImplementedError
 
     def __call__(self, weight: jax.Array, inputs: Inputs, target: Target) -> Pruned:
         """Return the pruned weight, in its own dtype, and its mask."""

@@ -228,11 +228,15 @@ def prune_by(
             f"scores have shape {scores.shape}, the weight {weight.shape}. Give one score for each "
             "weight of the matrix (in, out)."
         )
-    if isinstance(target.pattern, NM):
-        mask = per_group(scores, target.pattern, keep_last=keep_last)
-    else:
-        mask = select(scores, target.sparsity, keep_last=keep_last)
+    mask = chosen(scores, target, select, keep_last=keep_last)
     return Pruned(jnp.where(mask, weight, jnp.zeros_like(weight)), mask)
+
+
+def chosen(scores: jax.Array, target: Target, select: Select, *, keep_last: bool = True) -> Mask:
+    """Return the mask of scores: by the target's groups, or by a selection where it has none."""
+    if isinstance(target.pattern, NM):
+        return per_group(scores, target.pattern, keep_last=keep_last)
+    return select(scores, target.sparsity, keep_last=keep_last)
 
 
 def pruned_count(size: int, sparsity: Any) -> Any:
