@@ -8,7 +8,6 @@ import gzip
 import json
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,16 +67,8 @@ def load_novels(
 
 def debian_novels(*, installed: Path = DEBIAN_FOLDER) -> dict[str, str]:
     """Read the novels from the Debian package: installed, or else downloaded and unpacked."""
-    if installed.is_dir():
-        return _read_database(installed)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        packages._apt_download(DEBIAN_PACKAGE, folder)
-        package = next(folder.glob("*.deb"), None)
-        if package is None:
-            raise SourceError(f"apt-get downloaded no {DEBIAN_PACKAGE} package")
-        packages._call(["dpkg", "-x", str(package), str(folder / "unpacked")], cwd=folder)
-        return _read_database(folder / "unpacked" / installed.relative_to("/"))
+    with packages.debian_folder(DEBIAN_PACKAGE, installed) as folder:
+        return _read_database(folder)
 
 
 def _from_cache(file: Path, expected: Mapping[str, str]) -> dict[str, str]:

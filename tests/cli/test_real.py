@@ -8,20 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune import models
 from jaxprune.cli import main
 from tests.cli import small
-
-TEXT = Path(__file__).parents[1] / "models" / "data" / "persuasion.npz"
-
-
-def weights_probe() -> str | None:
-    """Look where the weights may lie already: a test downloads nothing."""
-    try:
-        models.fetch_smollm2(download=False)
-    except FileNotFoundError as error:
-        return str(error)
-    return None
+from tests.models.real import TEXT, weights_probe
 
 
 @pytest.mark.slow  # prunes 30 blocks twice: minutes of matrix products

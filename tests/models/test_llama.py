@@ -1,6 +1,5 @@
 """Logits against a numpy model written from the formulas, and against transformers' own."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pytest
 
 from jaxprune import models
 from tests.models import reference, tiny
-from tests.oracles.conftest import COMMITTED
+from tests.oracles import llama
+from tests.oracles.conftest import COMMITTED, load
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -53,37 +53,10 @@ def test_llama3_scaling_divides_the_low_frequencies_only():
 
 
 def test_logits_are_those_of_transformers():
-    folder = Path(os.environ.get("JAXPRUNE_ORACLES", COMMITTED))
-    hyper = json.loads((folder / "e2e_llama.json").read_text())["hyper"]
-    with np.load(folder / "e2e_llama.npz") as stored:
-        recorded = {name: stored[name] for name in stored.files}
-    params: Any = {}
-    for name in (n.removeprefix("dense/") for n in recorded if n.endswith("weight")):
-        if f"dense/{name}" in recorded:
-            _place(params, name, recorded[f"dense/{name}"])
-    config = models.LlamaConfig(
-        vocab_size=hyper["vocab"],
-        hidden_size=hyper["hidden"],
-        intermediate_size=hyper["intermediate"],
-        num_hidden_layers=hyper["layers"],
-        num_attention_heads=hyper["heads"],
-        num_key_value_heads=hyper["kv_heads"],
-        head_dim=hyper["head_dim"],
-        rms_norm_eps=hyper["rms_norm_eps"],
-        rope_theta=hyper["rope_theta"],
-    )
+    recorded = load(Path(os.environ.get("JAXPRUNE_ORACLES", COMMITTED)), "e2e_llama")
     tokens = jnp.asarray(recorded["test_ids"].astype(np.int32))
-    got = models.llama(config)(params, tokens)
+    got = models.llama(llama.config(recorded.settings))(llama.parameters(recorded), tokens)
     np.testing.assert_allclose(got, recorded["dense/logits"], rtol=1e-4, atol=1e-4)
-
-
-def _place(params: Any, name: str, array: np.ndarray) -> None:
-    """`model.layers.0.mlp.up_proj.weight` to `layers_0/mlp/up_proj/kernel`, transposed."""
-    *parents, _ = name.removeprefix("model.").replace("layers.", "layers_").split(".")
-    for parent in parents:
-        params = params.setdefault(parent, {})
-    leaf = "scale" if "norm" in name else "embedding" if "embed" in name else "kernel"
-    params[leaf] = jnp.asarray(array.T if leaf == "kernel" else array)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from jaxprune import models
+from tests.models.real import TEXT, weights_probe
 
-TEXT = Path(__file__).parent / "data" / "persuasion.npz"
 PER_WINDOW = (34.603622, 47.218627, 51.779452, 62.042465, 36.087859, 52.837198, 48.434065)
 DENSE = 46.08176407004439  # over all eight windows
 WRAPPED = 38.636
@@ -24,15 +24,6 @@ WRAPPED = 38.636
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 ASKED = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
 ANSWER = [504, 3575, 282, 4649, 314, 7042, 30]  # The capital of France is Paris.
-
-
-def weights_probe() -> str | None:
-    """Look where the weights may lie already: a test downloads nothing."""
-    try:
-        models.fetch_smollm2(download=False)
-    except FileNotFoundError as error:
-        return str(error)
-    return None
 
 
 def tokenizer_probe() -> str | None:
