@@ -17,7 +17,7 @@ from jaxprune._core.counts import as_count
 from jaxprune._core.packing import is_packed, unpack
 from jaxprune._core.prunable import Where, default_where, select
 from jaxprune._core.select import global_top_k_mask, refuse_nan
-from jaxprune.patterns import Unstructured
+from jaxprune.patterns import NM, Unstructured
 from jaxprune.schedules import as_sparsity
 from jaxprune.scores import magnitude
 from jaxprune.types import Allocation, Pattern, Score, Shapes, Tree
@@ -49,6 +49,10 @@ class MaskRule:
 
     def pattern_of(self, path: str) -> Pattern:
         """Return the pattern of one parameter."""
+        pattern = self._given_pattern(path)
+        return pattern.at(path) if isinstance(pattern, NM) else pattern
+
+    def _given_pattern(self, path: str) -> Pattern:
         if not isinstance(self.pattern, Mapping):
             return self.pattern
         for regex, pattern in self.pattern.items():
@@ -69,7 +73,8 @@ class MaskRule:
                         f"layers={{{regex!r}: {axis}}} names no axis of {path!r} of shape {shape}."
                     )
                 return axis % len(shape)
-        return None
+        pattern = self._given_pattern(path)
+        return pattern.layer_axis(path) if isinstance(pattern, NM) else None
 
     def _one_layer(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         axis = self.layer_axis(path, shape)
@@ -128,11 +133,13 @@ class MaskRule:
         return kept
 
     def _density(self, path: str, density: Any, sparsity: Any, final: float | None) -> Any:
-        """Let a pattern of fixed sparsity, among others, end at its own."""
+        """Let a pattern of fixed sparsity be the same in all layers, and end at its own."""
         own = self.pattern_of(path).final_sparsity
-        if own is None or not isinstance(self.pattern, Mapping):
+        if own is None:
             return density
-        return 1.0 - own * (sparsity / final if final else 1.0)
+        if isinstance(self.pattern, Mapping):
+            return 1.0 - own * (sparsity / final if final else 1.0)
+        return density if isinstance(self.allocation, allocations.PerLayer) else 1.0 - sparsity
 
     def _layer_names(self, path: str, shape: tuple[int, ...]) -> list[str]:
         axis = self.layer_axis(path, shape)
@@ -250,7 +257,8 @@ def make_masks(
       pattern: which shapes zeros may take: a pattern, or ``{regex: pattern}`` where the first
         expression found in a path decides. Patterns of fixed sparsity, such as N:M, have their
         own in a mapping; alone, ``sparsity`` must be theirs.
-      allocation: how the budget is divided among the parameters.
+      allocation: how the budget is divided among the parameters. A pattern of fixed sparsity is the
+        same in all of them, and only `allocation.per_layer` makes exceptions.
       where: which leaves are prunable: a predicate on ``(path, leaf)``, a regular expression
         searched in the path, or a tree of bools. By default kernels of rank 2 and more, and no
         biases, norm scales and embeddings.

@@ -61,6 +61,19 @@ class Schedule(Protocol):
 
 
 @runtime_checkable
+class AxisReader(Protocol):
+    """Knows the axes of each parameter, as `jaxprune.graph.Graph` does."""
+
+    def pattern_axis(self, path: str) -> int | tuple[int, ...]:
+        """Return the contracted axis of one layer's weight, or axes."""
+        ...
+
+    def layer_axis(self, path: str) -> int | None:
+        """Return the axis along which a parameter stacks layers, or None."""
+        ...
+
+
+@runtime_checkable
 class Pattern(Protocol):
     """Which shapes zeros may take.
 

@@ -231,7 +231,6 @@ TRANSFORMS = (
             drop=0.5,
             growth=jaxprune.growth.momentum(),
             pattern=patterns.NM(2, 4),
-            allocation=allocation.uniform,
             **settings,
         ),
         _REGROWS,

@@ -119,6 +119,17 @@ def test_layers_have_patterns_and_allocations_of_their_own():
     assert counts["wide"] == each["wide"]
 
 
+def test_a_pattern_of_fixed_sparsity_is_the_same_in_all_layers_but_for_exceptions():
+    params = {"narrow": stack()[0], "wide": jnp.arange(1.0, 4097.0).reshape(64, 64)}
+
+    def live(allocation):
+        masks = jaxprune.make_masks(params, 0.5, pattern=NM(2, 4), allocation=allocation)
+        return [float(masks[name].mean()) for name in params]
+
+    assert live(allocation.erdos_renyi_kernel) == [0.5, 0.5]
+    assert live(allocation.per_layer({"narrow": 0.0})) == [1.0, 0.5]
+
+
 def test_a_floor_of_a_global_ranking_holds_for_every_layer():
     floor = allocation.global_(min_kept=3)
     masks = jaxprune.make_masks({"k": abs(stack())}, 0.75, layers={"k": 0}, allocation=floor)["k"]

@@ -14,7 +14,7 @@ from experiments.runner.api import Cell, Context, Experiment
 from jaxprune import NM
 
 PATTERNS = ((1, 16), (1, 8), (1, 4), (2, 4))  # those of the claim first
-RATES = (1e-3, 5e-4, 2e-3, 4e-3)  # tried on dense training
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # tried on dense training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Settings:
     method: str | None = None
     n: int | None = None
     m: int | None = None
-    steps: int = 2400
+    steps: int = 1200
     chunks: int = 6
     batch_size: int = 128
     length: int = 0  # of a window of characters
@@ -40,7 +40,7 @@ class Settings:
 # The rate that is best in dense training; the sparse cells take it as it is.
 MODELS: Mapping[str, Settings] = {
     "vit": Settings("vit", 1e-3),
-    "lm": Settings("lm", 2e-3, batch_size=64, length=128),
+    "lm": Settings("lm", 4e-3, batch_size=64, length=128),
 }
 QUICK: Mapping[str, Any] = {
     "steps": 8,

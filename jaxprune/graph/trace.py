@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -106,30 +106,6 @@ class Graph:
         """Return the ``layers=`` of the transforms for the weights of `where`."""
         found = {path: self.layer_axis(path) for path in self._chosen()}
         return {axes.exactly(path): axis for path, axis in found.items() if axis is not None}
-
-    def pattern(self, pattern: Any) -> Mapping[str, Any]:
-        """Return the ``pattern=`` of the transforms: one N:M pattern, along each weight's own axes.
-
-        Args:
-          pattern: a pattern with a field ``axis``, such as ``NM(2, 4)``.
-
-        Returns:
-          ``{regex: pattern}`` for the weights of `where`. Axes are counted without the layer axis,
-          as patterns see one layer.
-
-        Raises:
-          TypeError: the pattern has no axis.
-          ValueError: the uses of a weight disagree.
-        """
-        if not hasattr(pattern, "axis"):
-            raise TypeError(
-                f"pattern must have an axis, as NM(2, 4) has; got {pattern!r}. "
-                "Other patterns need no graph."
-            )
-        return {
-            axes.exactly(path): dataclasses.replace(pattern, axis=self.pattern_axis(path))
-            for path in self._chosen()
-        }
 
     def capture(
         self,

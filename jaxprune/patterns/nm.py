@@ -13,6 +13,7 @@ from jax import lax
 from jaxprune._core.images import ordered_bits
 from jaxprune._core.select import refuse_nan, top_k_mask
 from jaxprune.patterns import _common
+from jaxprune.types import AxisReader
 
 _UNROLLED = 64  # beyond, comparing all pairs of a group costs more than a search
 
@@ -31,12 +32,15 @@ class NM:
       axis: the contracted axis, along which groups run. The default is that of Flax: the second
         to last of ``[in, out]`` and HWIO kernels. A kernel that contracts several axes, such as
         ``[heads, head_dim, out]``, takes a tuple: the axes are flattened in the given order.
+        A graph of `jaxprune.trace` gives each parameter its own contracted axes and tells which
+        axis stacks layers; such a pattern serves whatever knows the parameters' paths, or
+        :meth:`at` one path.
       pad: accept a length that is not a multiple of m. The last group is then shorter and keeps n
         of what it has.
 
     Raises:
       ValueError: n or m out of range, or an axis given twice.
-      TypeError: an argument that is not an integer.
+      TypeError: an argument that is not an integer, nor a graph for the axis.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,7 +58,7 @@ class NM:
 
     n: int
     m: int
-    axis: int | tuple[int, ...] = -2
+    axis: int | tuple[int, ...] | AxisReader = -2
     pad: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -67,19 +71,40 @@ class NM:
                 f"NM: n must be in [1, m={m}], got {n}. It is the number of weights kept in every "
                 f"group of {m}; 2:4 is NM(2, 4)."
             )
-        given = self.axis if isinstance(self.axis, tuple | list) else (self.axis,)
-        axes = tuple(_common.as_int("NM", "axis", a, "an axis, or a tuple of axes") for a in given)
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "m", m)
+        if not isinstance(self.axis, AxisReader):
+            object.__setattr__(self, "axis", self._checked_axes(self.axis))
+
+    def _checked_axes(self, axis: Any) -> int | tuple[int, ...]:
+        given = axis if isinstance(axis, tuple | list) else (axis,)
+        expected = "an axis, a tuple of axes, or a graph"
+        axes = tuple(_common.as_int("NM", "axis", a, expected) for a in given)
         if len(axes) == 0 or len(set(axes)) < len(axes):
             raise ValueError(
                 f"NM: axis must be an axis or a tuple of different axes, got {self.axis!r}. "
                 "Groups run along the contracted axes, flattened in the given order."
             )
-        object.__setattr__(self, "n", n)
-        object.__setattr__(self, "m", m)
-        object.__setattr__(self, "axis", axes[0] if len(axes) == 1 else axes)
+        return axes[0] if len(axes) == 1 else axes
 
     def __repr__(self) -> str:
+        if isinstance(self.axis, AxisReader):
+            return f"{_common.short_repr(dataclasses.replace(self, axis=-2))[:-1]}, axis=graph)"
         return _common.short_repr(self)
+
+    def at(self, path: str) -> "NM":
+        """Return the pattern of one parameter, whose axis a graph may have to tell.
+
+        Raises:
+          ValueError: the graph does not know the parameter, or its uses disagree.
+        """
+        if not isinstance(self.axis, AxisReader):
+            return self
+        return dataclasses.replace(self, axis=self.axis.pattern_axis(path))
+
+    def layer_axis(self, path: str) -> int | None:
+        """Return the axis along which a parameter stacks layers, if a graph tells; else None."""
+        return self.axis.layer_axis(path) if isinstance(self.axis, AxisReader) else None
 
     @property
     def final_sparsity(self) -> float:
@@ -140,6 +165,7 @@ class NM:
 
     def mask(self, scores: jax.Array, kept: int | jax.Array) -> jax.Array:
         """Return the mask of the ``kept`` best weights of every group."""
+        self._given_axes()  # an array alone tells a graph nothing
         refuse_nan(scores)
         return self._mask(scores, kept)
 
@@ -159,6 +185,11 @@ class NM:
         return jnp.all(jnp.sum(groups, axis, dtype=jnp.int32) <= self.n)
 
     def _given_axes(self) -> tuple[int, ...]:
+        if isinstance(self.axis, AxisReader):
+            raise ValueError(
+                f"{self!r} has a graph for its axis and is asked about an array without a path. "
+                "Take at(path) of it, the pattern of one parameter."
+            )
         return self.axis if isinstance(self.axis, tuple) else (self.axis,)
 
     def _axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune
@@ -31,8 +32,7 @@ def test_a_stacked_model_is_pruned_layer_by_layer_along_its_inputs():
         params,
         0.5,
         where=graph.where(),
-        layers=graph.layers(),
-        pattern=graph.pattern(jaxprune.NM(2, 4)),
+        pattern=jaxprune.NM(2, 4, axis=graph),
     )
     blocks, head = np.asarray(masks["blocks"]), np.asarray(masks["head"])  # [layer, in, out]
     assert (blocks.reshape(2, 2, 4, 8).sum(2) == 2).all()
@@ -42,9 +42,9 @@ def test_a_stacked_model_is_pruned_layer_by_layer_along_its_inputs():
 
 def test_groups_run_through_heads_and_head_dimension():
     case = frameworks.vit()
-    pattern = traced(case).pattern(jaxprune.NM(2, 8))
-    assert pattern["^attention/out/kernel$"] == jaxprune.NM(2, 8, axis=(0, 1))
-    assert pattern["^attention/query/kernel$"] == jaxprune.NM(2, 8, axis=0)
+    pattern = jaxprune.NM(2, 8, axis=traced(case))
+    assert pattern.at("attention/out/kernel") == jaxprune.NM(2, 8, axis=(0, 1))
+    assert pattern.at("attention/query/kernel") == jaxprune.NM(2, 8, axis=0)
 
 
 def test_axes_of_a_pattern_are_counted_without_the_layer_axis():
@@ -118,12 +118,17 @@ def test_a_weight_without_one_input_axis_is_an_error(fn, want):
     assert got == want.replace("(2,)", str(graph.uses[0].site))
 
 
-def test_a_pattern_without_an_axis_is_an_error():
+def test_a_pattern_whose_axes_a_graph_knows_needs_a_path():
     graph = jaxprune.trace(lambda p, x: x @ p["w"], {"w": w(4, 2)}, X)
-    assert message(graph.pattern, jaxprune.Unstructured(), error=TypeError) == (
-        "pattern must have an axis, as NM(2, 4) has; got Unstructured(). "
-        "Other patterns need no graph."
+    pattern = jaxprune.NM(2, 4, axis=graph)
+    assert repr(pattern) == "NM(n=2, m=4, axis=graph)"
+    assert message(pattern.mask, jnp.ones((4, 2)), 2) == (
+        "NM(n=2, m=4, axis=graph) has a graph for its axis and is asked about an array without a "
+        "path. Take at(path) of it, the pattern of one parameter."
     )
+    tx = jaxprune.rigl(optax.sgd(0.1), 0.5, every=2, end=4, pattern=pattern)
+    state = tx.init({"w": jnp.ones((4, 2))})
+    assert jaxprune.get_masks(state)["w"].sum(0).tolist() == [2, 2]
 
 
 MATRICES = {

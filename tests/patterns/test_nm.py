@@ -277,8 +277,8 @@ def test_bad_numbers_are_refused(arguments: dict[str, Any], text: str):
         ),
         (
             {"n": 2, "m": 4, "axis": None},
-            "NM: axis must be an integer, got None of type NoneType. It is an axis, or a tuple of "
-            "axes.",
+            "NM: axis must be an integer, got None of type NoneType. It is an axis, a tuple of "
+            "axes, or a graph.",
         ),
     ],
     ids=str,
