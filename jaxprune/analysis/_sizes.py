@@ -38,8 +38,7 @@ def bitmap(mask: np.ndarray, itemsize: int) -> int:
 
 def n_of_m(mask: np.ndarray, itemsize: int, pattern: NM) -> int:
     """Return the bytes of n values a group and ``⌈log2 m⌉`` bits for the place of each."""
-    axes = pattern.axis if isinstance(pattern.axis, tuple) else (pattern.axis,)
-    length = math.prod(mask.shape[axis] for axis in axes)
+    length = math.prod(mask.shape[axis] for axis in pattern.axes)
     values = pattern.n * -(-length // pattern.m) * (mask.size // max(length, 1))
     return values * itemsize + -(-values * (pattern.m - 1).bit_length() // 8)
 

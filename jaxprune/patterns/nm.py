@@ -128,7 +128,7 @@ class NM:
                 "Give the contracted axis as a non-negative number or a tuple, say with layers= "
                 "which axis stacks layers, or exclude this parameter with where=",
             )
-        axes = self._given_axes()
+        axes = self.axes
         if not all(-rank <= a < rank for a in axes) or len({a % rank for a in axes}) < len(axes):
             raise _common.misfit(
                 self,
@@ -159,13 +159,23 @@ class NM:
 
     def live(self, shape: tuple[int, ...]) -> int:
         """Return how many weights of a shape are kept in all."""
-        length = math.prod(shape[axis] for axis in self._given_axes())
+        length = math.prod(shape[axis] for axis in self.axes)
         whole, tail = divmod(length, self.m)
         return math.prod(shape) // length * (whole * self.n + min(tail, self.n))
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The contracted axes; a ValueError where a graph would have to tell them."""
+        if isinstance(self.axis, AxisReader):
+            raise ValueError(
+                f"{self!r} has a graph for its axis and is asked about an array without a path. "
+                "Take at(path) of it, the pattern of one parameter."
+            )
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
     def mask(self, scores: jax.Array, kept: int | jax.Array) -> jax.Array:
         """Return the mask of the ``kept`` best weights of every group."""
-        self._given_axes()  # an array alone tells a graph nothing
+        _ = self.axes  # an array alone tells a graph nothing
         refuse_nan(scores)
         return self._mask(scores, kept)
 
@@ -184,17 +194,9 @@ class NM:
         groups, axis = self._split(mask)
         return jnp.all(jnp.sum(groups, axis, dtype=jnp.int32) <= self.n)
 
-    def _given_axes(self) -> tuple[int, ...]:
-        if isinstance(self.axis, AxisReader):
-            raise ValueError(
-                f"{self!r} has a graph for its axis and is asked about an array without a path. "
-                "Take at(path) of it, the pattern of one parameter."
-            )
-        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
-
     def _axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the axes that groups span; one is enough where it holds whole groups."""
-        axes = tuple(a % len(shape) for a in self._given_axes())
+        axes = tuple(a % len(shape) for a in self.axes)
         return axes if shape[axes[-1]] % self.m else axes[-1:]
 
     def _split(self, x: jax.Array) -> tuple[jax.Array, int]:
