@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.numpy import save_file
 from jaxprune.posttraining import Block, PrunedWeight
 
 REPORT, RUN, MASKS = "report.json", "run.json", "masks.safetensors"
+_CHANGED = "its content has changed since it was written"
 
 
 def digest(array: np.ndarray) -> str:
@@ -32,13 +35,16 @@ class Folder:
       report: of the run, if it was finished before.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self, path: Path, run: Mapping[str, Any], *, resume: bool, start: float | None = None
+    ) -> None:
         """Begin a run, or take up one of the same settings.
 
         Args:
           path: of the folder.
           run: the settings of the run.
           resume: whether the folder may hold a part of the same run, or all of it.
+          start: ``time.perf_counter()`` when the command began; None for now.
 
         Raises:
           ValueError: the folder holds something else.
@@ -54,22 +60,29 @@ class Folder:
             # Without a block there is nothing to lose: another run may take its place.
             if others or any(self.blocks.glob("*.safetensors")):
                 self._check(before, run, resume)
+            elif _different(before, run):
+                shutil.rmtree(self.blocks, ignore_errors=True)
         if (path / REPORT).is_file():
             self.report = read_json(path / REPORT)
             shutil.rmtree(self.blocks, ignore_errors=True)
             return
         self.blocks.mkdir(parents=True, exist_ok=True)
         self.write(RUN, run)
+        begun = time.perf_counter() if start is None else start
+        self._begun = begun - max(map(_elapsed, self.blocks.glob("*.safetensors")), default=0.0)
+
+    def seconds(self) -> float:
+        """Return the time that the run took so far: of sessions before, until their last block."""
+        return time.perf_counter() - self._begun
 
     def _check(self, before: Mapping[str, Any], run: Mapping[str, Any], resume: bool) -> None:
         if not resume:
             raise ValueError(
                 f"--out {self.path} holds a run. Pass --resume to go on with it, or another folder."
             )
-        now = json.loads(json.dumps(run))
-        different = [name for name in now if before.get(name) != now[name]]
+        different = _different(before, run)
         if different:
-            changes = "; ".join(f"{k}: {before.get(k)!r}, now {now[k]!r}" for k in different)
+            changes = "; ".join(f"{k}: {old!r}, now {new!r}" for k, (old, new) in different.items())
             raise ValueError(
                 f"--out {self.path} holds a run with other settings ({changes}). Pass another "
                 "folder, or the same settings."
@@ -88,25 +101,56 @@ class Folder:
             arrays[f"{i}.mask"] = np.packbits(np.asarray(one.mask))
             fields = ("path", "layer", "sparsity", "error", "damping")
             facts.append({name: getattr(one, name) for name in fields})
-        story = {"of": block.of, "seconds": block.seconds, "weights": facts}
+        times = {"seconds": block.seconds, "elapsed": self.seconds()}
+        story = {"number": block.number, "of": block.of, **times, "weights": facts}
+        meta = {"block": json.dumps(story), "crc": str(_crc(story, arrays))}
         temporary = self._name(block.number).with_suffix(".part")
-        save_file(arrays, str(temporary), {"block": json.dumps(story)})
+        save_file(arrays, str(temporary), meta)
         os.replace(temporary, self._name(block.number))
 
     def load(self, number: int) -> Block | None:
-        """Read a block that was done before; None if there is none."""
+        """Read a block that was done before; None if there is none.
+
+        Raises:
+          ValueError: the file is damaged, or is not as it was written.
+        """
         path = self._name(number)
         if not path.is_file():
             return None
         try:
             with safe_open(str(path), framework="numpy") as file:
-                story = json.loads(file.metadata()["block"])
-                weights = [_pruned(file, i, facts) for i, facts in enumerate(story["weights"])]
+                story, crc = json.loads(file.metadata()["block"]), int(file.metadata()["crc"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if (crc, number) != (_crc(story, arrays), story["number"]):
+                raise ValueError(_CHANGED)
+            weights = [_pruned(arrays, i, facts) for i, facts in enumerate(story["weights"])]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}). Delete it: the block is then pruned again."
             ) from error
         return Block(number, story["of"], tuple(weights), story["seconds"])
+
+    def keep(self, name: str, numbers: Sequence[float]) -> None:
+        """Write numbers that took time to find, whole or not at all."""
+        content = {name: list(numbers), "crc": zlib.crc32(json.dumps(list(numbers)).encode())}
+        _replace(self.blocks / f"{name}.json", json.dumps(content).encode())
+
+    def kept(self, name: str) -> list[float] | None:
+        """Read numbers that were kept; None if there are none.
+
+        Raises:
+          ValueError: the file is damaged, or is not as it was written.
+        """
+        path = self.blocks / f"{name}.json"
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        numbers = content.get(name)
+        if content.get("crc") != zlib.crc32(json.dumps(numbers).encode()):
+            raise ValueError(
+                f"{path} cannot be read ({_CHANGED}). Delete it: it is then computed again."
+            )
+        return numbers
 
     def finish(self, masks: Mapping[str, np.ndarray], report: Mapping[str, Any]) -> None:
         """Write masks and report, and delete the blocks, which the model now holds."""
@@ -143,9 +187,33 @@ def _settings(path: Path) -> Mapping[str, Any]:
     return read_json(path / RUN)
 
 
-def _pruned(file: Any, i: int, facts: Mapping[str, Any]) -> PrunedWeight:
-    weight = file.get_tensor(f"{i}.weight")
-    bits = np.unpackbits(file.get_tensor(f"{i}.mask"), count=weight.size)
+def _different(before: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, before and now."""
+    now = json.loads(json.dumps(run))
+    return {k: (before.get(k), now[k]) for k in now if before.get(k) != now[k]}
+
+
+def _crc(story: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
+    """Return the checksum of all that a block's file holds."""
+    crc = zlib.crc32(json.dumps(story, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        crc = zlib.crc32(f"{name}{array.dtype}{array.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
+    return crc
+
+
+def _elapsed(path: Path) -> float:
+    """Return the time that a run had taken when it wrote a block; 0 if the file is damaged."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return float(json.loads(file.metadata()["block"])["elapsed"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return 0.0  # `load` says what is wrong with it
+
+
+def _pruned(arrays: Mapping[str, np.ndarray], i: int, facts: Mapping[str, Any]) -> PrunedWeight:
+    weight = arrays[f"{i}.weight"]
+    bits = np.unpackbits(arrays[f"{i}.mask"], count=weight.size)
     mask = bits.reshape(weight.shape).astype(bool)
     return PrunedWeight(weight=jax.numpy.asarray(weight), mask=jax.numpy.asarray(mask), **facts)
 

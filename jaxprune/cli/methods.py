@@ -17,6 +17,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "wanda": posttraining.wanda,
     "ria": functools.partial(posttraining.ria, select=posttraining.below_threshold),
     "gblm": posttraining.gblm,
+    "dpruner": posttraining.dpruner,
     "sparsegpt": posttraining.sparsegpt,
     "admm": posttraining.admm,
     "alps": posttraining.alps,
@@ -52,6 +53,21 @@ def pattern_of(text: str, sparsity: float | None) -> tuple[Unstructured | NM, fl
             f"--sparsity is {sparsity}. Leave --sparsity out, or choose another pattern."
         )
     return pattern, own
+
+
+def check_blocks(pattern: Unstructured | NM, method: str) -> None:
+    """Check that a method which takes some inputs at a time does not cut a pattern's groups.
+
+    Raises:
+      ValueError: it does.
+    """
+    size = getattr(METHODS[method](), "blocksize", None)
+    if isinstance(pattern, NM) and size is not None and size % pattern.m:
+        raise ValueError(
+            f"--method {method} takes {size} inputs at a time, which --pattern {pattern.n}:"
+            f"{pattern.m} would cut within a group of {pattern.m}. Pass an M that divides {size}, "
+            "or another method."
+        )
 
 
 def check_groups(pattern: Unstructured | NM, config: LlamaConfig) -> None:

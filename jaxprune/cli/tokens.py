@@ -26,7 +26,7 @@ def windows(
     Args:
       path: a text, or an ``.npz`` with an array ``key``: windows (windows, tokens), or a row of
         tokens that is cut like a text.
-      key: ``calib`` or ``eval``.
+      key: ``calib``, ``general`` or ``eval``.
       config: of the model, for its vocabulary.
       model: path of the model, for its tokenizer.
       length: of a window cut from a text or a row, in tokens.
@@ -62,7 +62,7 @@ def windows(
 
 
 def _option(key: str) -> str:
-    return "--calibration" if key == "calib" else "--eval"
+    return "--calibration" if key == "calib" else f"--{key}"
 
 
 def _first(tokens: np.ndarray, count: int | None, key: str, path: Path) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A model's blocks in a row, with the live activations of all calibration batches."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,8 @@ from jaxprune.posttraining.matrix import Inputs
 from jaxprune.types import Tree
 
 Leaves = dict[str, jax.Array]
+Counted = Callable[..., jax.Array]
+"""``(*inputs) -> bool array`` of the tokens that count."""
 Place = tuple[str, int | None]
 """A weight: its path, and its layer if the parameter stacks layers."""
 
@@ -32,7 +34,7 @@ class _Kind:
 
     layouts: Mapping[str, Layout]  # of the weights that are pruned, by the block's own names
     shapes: Any  # of the statistics
-    step: Any  # (total, arrays of params, of inputs) -> total
+    step: Any  # (total, arrays of params, of inputs, of tokens that count) -> total
 
 
 class Weight(NamedTuple):
@@ -56,6 +58,7 @@ class Blocks:
         where: Where | None,
         needs: Sequence[str],
         gradients: Tree | None = None,
+        mask: Counted | None = None,
     ) -> None:
         """Cut the model and start the batches.
 
@@ -66,6 +69,7 @@ class Blocks:
           where: which weights; None for those of repeated blocks.
           needs: fields of `Inputs` that are read.
           gradients: like ``params``, of the loss, where they are read.
+          mask: which tokens count; None for all.
         """
         self.params = params
         self.stats = {"tokens": count} | {k: _GATHERED[k] for k in needs if k in _GATHERED}
@@ -75,21 +79,14 @@ class Blocks:
         self.segments: Segments = graph.segments()
         self.last = self.segments.last_read()
         self.sequences = 0
-        self.chosen = self._of_repeated() if where is None else {*select(params, where)}
-        self.prunable = [segment for segment in self.segments if self.names(segment)]
-        if not self.prunable:
-            raise ValueError(
-                "there is nothing to prune: the graph found no weights with input features in "
-                f"{'repeated blocks' if where is None else 'where='}. Look at graph.table(), and "
-                "name the weights with where=."
-            )
+        self.chosen, self.prunable = chosen_of(self.segments, params, where)
         self._check_gradients()
-        self.live = self._started(batches)
+        self.counted: list[jax.Array | None] = []  # by batch
+        self.live = self._started(batches, mask)
 
     def names(self, segment: Segment) -> list[str]:
         """Return the segment's own names of the weights that are pruned in it."""
-        chosen = [name for name, (path, _) in segment.weights.items() if path in self.chosen]
-        return [name for name in chosen if name in segment.products]
+        return names_in(segment, self.chosen)
 
     def weights(self, segment: Segment) -> list[Weight]:
         """Gather the statistics of a segment's weights over all batches."""
@@ -114,8 +111,8 @@ class Blocks:
         """Return the sums over all batches, by the block's own names and by field."""
         leaves = [params[name] for name in segment.program.params]
         total = of_no_tokens(kind.shapes)
-        for values in self.live:
-            total = kind.step(total, leaves, [values[v] for v in segment.reads])
+        for values, counted in zip(self.live, self.counted, strict=True):
+            total = kind.step(total, leaves, [values[v] for v in segment.reads], counted)
         # Containers are flattened in the order of their keys.
         return {n: dict(zip(sorted(self.stats), raw, strict=True)) for n, raw in total.items()}
 
@@ -154,11 +151,6 @@ class Blocks:
         params = paths.refill(self.params, self.leaves, lambda path, leaf: leaf)
         return params, paths.refill(self.params, self.masks)
 
-    def _of_repeated(self) -> set[str]:
-        repeated = [segment for segment in self.segments if segment.repeats]
-        some = repeated or list(self.segments)
-        return {path for segment in some for path, _ in segment.weights.values()}
-
     def _check_gradients(self) -> None:
         if self.gradients is None:
             return
@@ -169,7 +161,7 @@ class Blocks:
                     "scores.gradient_norm a where= that selects it, or leave it out with where=."
                 )
 
-    def _started(self, batches: Iterable[Any]) -> list[dict[int, Any]]:
+    def _started(self, batches: Iterable[Any], mask: Counted | None) -> list[dict[int, Any]]:
         live: list[dict[int, Any]] = []
         shapes = [self.segments.steps.shapes[v] for v in self.segments.steps.inputs]
         for batch in batches:
@@ -181,16 +173,20 @@ class Blocks:
                     f"traced with {_shown(shapes)}. Trace with the shapes of the batches, all "
                     "alike."
                 )
-            self.sequences += arrays[0].shape[0] if arrays[0].ndim else 1
+            counted = None if mask is None else tokens_counted(mask, inputs, arrays)
+            self.counted.append(counted)
+            self.sequences += _sequences(arrays[0], counted)
             live.append(self.segments.start(arrays))
         if not live:
             raise ValueError("batches is empty. Give at least one batch of the model's inputs.")
+        if not self.sequences:
+            raise ValueError("mask counts no token in any batch. True is a token that counts.")
         return live
 
     def _kind(self, segment: Segment) -> _Kind:
         names = tuple(self.names(segment))  # where= may choose others in a block that does the same
         known = segment.body.kept
-        key = (names, frozenset(self.stats))
+        key = (names, frozenset(self.stats), _shape_of(self.counted[0]))
         if key not in known:
             known[key] = self._made(segment, names)
         return known[key]
@@ -205,12 +201,30 @@ class Blocks:
                 f"{skipped.primitive}: {skipped.reason}. Leave the weight out with where=."
             )
 
-        def take(leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
-            return taken(program, plan, self.stats, None, tuple(arrays), leaves, arrays)[1]
+        def take(leaves: Sequence[Any], arrays: Sequence[Any], counted: Any) -> Any:
+            mask = None if counted is None else lambda *_: counted
+            return taken(program, plan, self.stats, mask, tuple(arrays), leaves, arrays)[1]
 
-        shapes = jax.eval_shape(take, list(program.params.values()), list(program.inputs))
+        shapes = self._shapes(segment, take)
         layouts = {name: layout_of(program, name) for name in names}
         return _Kind(layouts, shapes, adding(self.stats, take))
+
+    def _shapes(self, segment: Segment, take: Callable[..., Any]) -> Any:
+        """Return the shapes of a block's statistics."""
+        program, counted = segment.program, self.counted[0]
+        given = list(program.params.values()), list(program.inputs), counted
+        if counted is None:
+            return jax.eval_shape(take, *given)
+        try:
+            return jax.eval_shape(take, *given)
+        except ValueError as error:
+            path = next(segment.weights[name][0] for name in self.names(segment))
+            raise ValueError(
+                f"mask of shape {counted.shape} cannot be followed into the block of {path!r}, "
+                f"whose inputs are {_shown(program.inputs)}: one of them must begin with the "
+                "mask's axes, in this order, and the weights' inputs must keep them. Prune without "
+                "mask=, on windows that are full."
+            ) from error
 
     def _inputs(self, place: Place, layout: Layout, raw: Mapping[str, jax.Array]) -> Inputs:
         path, layer = place
@@ -227,6 +241,81 @@ class Blocks:
         tokens = raw.get("tokens", jnp.zeros(layout.lead, jnp.int32)).astype(jnp.float32)
         sequences = jnp.full(layout.lead, self.sequences, jnp.float32)
         return Inputs(sequences, tokens, raw.get("squares"), raw.get("gram"), gradient)
+
+
+def chosen_of(
+    segments: Segments, params: Tree, where: Where | None
+) -> tuple[set[str], list[Segment]]:
+    """Return the paths that may be pruned, and the segments that have weights to prune.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if where is None:
+        some = [segment for segment in segments if segment.repeats] or list(segments)
+        chosen = {path for segment in some for path, _ in segment.weights.values()}
+    else:
+        chosen = {*select(params, where)}
+    prunable = [segment for segment in segments if names_in(segment, chosen)]
+    if not prunable:
+        raise ValueError(
+            "there is nothing to prune: the graph found no weights with input features in "
+            f"{'repeated blocks' if where is None else 'where='}. Look at graph.table(), and "
+            "name the weights with where=."
+        )
+    return chosen, prunable
+
+
+def places_of(graph: Graph, params: Tree, where: Where | None) -> list[list[Place]]:
+    """Return the weights of each block that has any to prune.
+
+    Raises:
+      ValueError: there are none.
+    """
+    chosen, prunable = chosen_of(graph.segments(), params, where)
+    return [[segment.weights[name] for name in names_in(segment, chosen)] for segment in prunable]
+
+
+def names_in(segment: Segment, chosen: Set[str]) -> list[str]:
+    """Return the segment's own names of its weights that are chosen."""
+    names = [name for name, (path, _) in segment.weights.items() if path in chosen]
+    return [name for name in names if name in segment.products]
+
+
+def tokens_counted(
+    mask: Counted, inputs: tuple[Any, ...], arrays: Sequence[jax.Array]
+) -> jax.Array:
+    """Return which tokens of a batch count.
+
+    Raises:
+      ValueError: the mask is not boolean, no beginning of an input's shape, or square.
+    """
+    counted = jnp.asarray(mask(*inputs))
+    fits = any(x.shape[: counted.ndim] == counted.shape for x in arrays)
+    if counted.dtype != jnp.bool_ or not counted.ndim or not fits:
+        raise ValueError(
+            f"mask returned {counted.dtype}{list(counted.shape)} for inputs {_shown(arrays)}. It "
+            "must be one boolean for each token, such as tokens != padding."
+        )
+    if len(set(counted.shape)) < counted.ndim:
+        raise ValueError(
+            f"mask has shape {counted.shape}: inside the model, axes of one size cannot be told "
+            "apart. Give batches whose number of sequences is not their length."
+        )
+    return counted
+
+
+def _sequences(array: jax.Array, counted: jax.Array | None) -> int:
+    """Return how many sequences a batch has in which a token counts."""
+    if not array.ndim:
+        return 1
+    if counted is None:
+        return array.shape[0]
+    return int(jnp.sum(counted.reshape(counted.shape[0], -1).any(axis=1)))
+
+
+def _shape_of(counted: jax.Array | None) -> tuple[int, ...] | None:
+    return None if counted is None else tuple(counted.shape)
 
 
 @jax.jit

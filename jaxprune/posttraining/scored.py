@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,10 @@ class Scored(abc.ABC):
     def _prune(self, weight: jax.Array, scores: jax.Array, target: Target) -> Pruned:
         return prune_by(weight, scores, target, select=self.select, keep_last=self.keep_last)
 
+    def _means(self) -> Mapping[str, str]:
+        """Return what the fields of ``Inputs`` hold, for messages."""
+        return _MEANS
+
     def _check(self, weight: jax.Array, inputs: Inputs) -> None:
         name = type(self).__name__
         if weight.ndim != 2:
@@ -51,15 +56,16 @@ class Scored(abc.ABC):
                 f"{name} prunes one matrix (in, out), got a weight of shape {weight.shape}. "
                 "Flatten what it contracts to one axis, and jax.vmap over stacked layers."
             )
+        means = self._means()
         shapes = {"squares": weight.shape[:1], "gradient": weight.shape}
         for field in self.needs:
             value = getattr(inputs, field)
             if value is None:
-                raise ValueError(f"{name} needs inputs.{field}, got None. It is {_MEANS[field]}.")
+                raise ValueError(f"{name} needs inputs.{field}, got None. It is {means[field]}.")
             if value.shape != shapes[field]:
                 raise ValueError(
                     f"inputs.{field} has shape {value.shape}; a weight of shape {weight.shape} "
-                    f"needs {shapes[field]}: {_MEANS[field]}."
+                    f"needs {shapes[field]}: {means[field]}."
                 )
 
 

@@ -88,6 +88,7 @@ def prune_blocks(
     pattern: Patterns,
     where: Where | None = None,
     gradients: Tree | None = None,
+    mask: Callable[..., jax.Array] | None = None,
     known: Callable[[int], Block | None] = lambda number: None,
     done: Callable[[Block], None] = lambda block: None,
 ) -> Result:
@@ -107,6 +108,10 @@ def prune_blocks(
       where: which weights, as in `jaxprune.make_masks`. By default those of the repeated blocks:
         embeddings and the head are left.
       gradients: like ``params``, for methods that read them, from `jaxprune.scores.gradient_norm`.
+      mask: ``(*inputs) -> bool array`` of the tokens that count, such as
+        ``lambda tokens: tokens != padding``; its shape is the beginning of an input's. The others
+        are in no statistic, and a sequence without one that counts is none. What padding does to
+        other tokens inside the model is the model's own matter.
       known: returns a block that was pruned in a run before, or None.
       done: is told of every block as soon as it is pruned.
 
@@ -114,8 +119,9 @@ def prune_blocks(
       The pruned parameters, the masks, and what became of each block.
 
     Raises:
-      ValueError: no batch, a batch of other shapes, nothing to prune, or activations or weights
-        that are not finite, with the weight's path.
+      ValueError: no batch, a batch of other shapes, nothing to prune, a mask that does not fit or
+        cannot be followed into a block, or activations or weights that are not finite, with the
+        weight's path.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -136,7 +142,7 @@ def prune_blocks(
       [32, 32, 32]
     """
     needs = method.needs
-    model = Blocks(graph, params, batches, where=where, needs=needs, gradients=gradients)
+    model = Blocks(graph, params, batches, where=where, needs=needs, gradients=gradients, mask=mask)
     rule, blocks = MaskRule(pattern), list[Block]()
     for index, segment in enumerate(model.segments):
         if segment in model.prunable:
@@ -166,6 +172,7 @@ def outlier_ratios(
     *,
     where: Where | None = None,
     multiple: float = 5.0,
+    mask: Callable[..., jax.Array] | None = None,
 ) -> list[float]:
     """Return the share of outliers among the scores of each block of the dense model (OWL).
 
@@ -175,6 +182,7 @@ def outlier_ratios(
       batches: as in `prune_blocks`.
       where: as in `prune_blocks`.
       multiple: as in `outlier_ratio`.
+      mask: as in `prune_blocks`.
 
     Returns:
       One number for each block that `prune_blocks` prunes, for `owl_sparsities`.
@@ -199,7 +207,7 @@ def outlier_ratios(
     Reference:
       Yin et al., Outlier weighed layerwise sparsity (OWL), arXiv:2310.05175.
     """
-    model = Blocks(graph, params, batches, where=where, needs=("squares",))
+    model = Blocks(graph, params, batches, where=where, needs=("squares",), mask=mask)
     ratios = []
     for index, segment in enumerate(model.segments):
         if segment in model.prunable:

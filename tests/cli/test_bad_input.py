@@ -24,6 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "short.npz", calib=tokens["calib"][0])
     np.savez(folder / "narrow.npz", calib=tokens["calib"][:, :1])
     np.savez(folder / "long.npz", calib=np.zeros((2, 65), np.int32))
+    np.savez(folder / "general.npz", general=tokens["calib"][:, :9])
     np.savez(folder / "none.npz", calib=np.zeros((0, 12), np.int32))
     (folder / "broken.npz").write_bytes((folder / "tokens.npz").read_bytes()[:200])
     (folder / "empty.txt").write_text(" \n")
@@ -65,6 +66,35 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
         "--allocation owl divides a sparsity among the blocks, and --pattern 2:4 has the same in "
         "all of them. Pass --pattern unstructured.",
     ),
+    (
+        {"pattern": "2:4", "allocation": "ecoflap"},
+        "--allocation ecoflap divides a sparsity among the blocks, and --pattern 2:4 has the same "
+        "in all of them. Pass --pattern unstructured.",
+    ),
+    (
+        {"pattern": "3:6", "method": "sparsegpt", "model": "not/read"},
+        "--method sparsegpt takes 128 inputs at a time, which --pattern 3:6 would cut within a "
+        "group of 6. Pass an M that divides 128, or another method.",
+    ),
+    (
+        {"method": "dpruner"},
+        "--method dpruner reads a second text: --calibration is of the domain, --general of all "
+        "kinds. Pass --general.",
+    ),
+    (
+        {"general": "{home}/tokens.npz"},
+        "--general is read by --method dpruner alone, and --method is wanda. Leave it out.",
+    ),
+    (
+        {"method": "dpruner", "general": "{home}/tokens.npz"},
+        "--general {home}/tokens.npz has no array 'general'; it has calib, eval. Store windows of "
+        "token ids as 'general', (windows, tokens).",
+    ),
+    (
+        {"method": "dpruner", "general": "{home}/general.npz"},
+        "--calibration has windows of 12 tokens, and --general of 9. Store windows of one length.",
+    ),
+    ({"rate": -1.0}, "--rate must be 0 or more, got -1.0."),
     ({"length": 1}, "--length must be 2 or more, got 1: the first token is given."),
     ({"samples": 0}, "--samples must be 1 or more, got 0."),
     (
@@ -114,7 +144,8 @@ def test_an_option_that_does_not_fit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    assert small.llm(home, tmp_path / "out", **options) == 1
+    given = {k: str(v).replace("{home}", str(home)) for k, v in options.items()}
+    assert small.llm(home, tmp_path / "out", **given) == 1
     assert complaint(capsys) == message.replace("{home}", str(home))
     assert not (tmp_path / "out").exists()
 

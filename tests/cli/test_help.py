@@ -29,7 +29,7 @@ def test_help_of_llm_names_every_choice_in_plain_words(capsys: pytest.CaptureFix
     text = shown(capsys, "llm")
     for words in (
         "--calibration PATH",
-        "--method {magnitude,wanda,ria,gblm,sparsegpt,admm,alps}",
+        "--method {magnitude,wanda,ria,gblm,dpruner,sparsegpt,admm,alps}",
         "--pattern unstructured|N:M",
         "--sparsity FLOAT",
         "--resume ",

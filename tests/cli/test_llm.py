@@ -171,6 +171,37 @@ def test_owl_divides_the_sparsity_among_the_blocks(home: Path, tmp_path: Path):
     assert found["sparsity"] == pytest.approx(0.6, abs=0.05)  # whole inputs of 16
 
 
+@pytest.mark.slow  # compiles the loss, and magnitude for four shapes
+def test_ecoflap_divides_the_sparsity_among_the_blocks(home: Path, tmp_path: Path):
+    assert small.llm(home, tmp_path, method="magnitude", allocation="ecoflap", sparsity=0.6) == 0
+    found = small.report(tmp_path)
+    shares = [block["weights"][4]["sparsity"] for block in found["blocks"]]
+    assert max(shares) - min(shares) > 0.02
+    assert max(shares) < 0.72  # round(0.6 + 0.1, 1), and what ties at the cut
+    assert found["sparsity"] == pytest.approx(0.6, abs=0.01)
+
+
+@pytest.mark.slow  # differentiates the whole model
+def test_dpruner_reads_a_second_text(home: Path, tmp_path: Path):
+    tokens = np.load(home / "tokens.npz")
+    texts = {"one": tokens["eval"], "other": 31 - tokens["eval"]}
+    masks = []
+    for name, general in texts.items():
+        file, out = tmp_path / f"{name}.npz", tmp_path / name
+        np.savez(file, general=general[:2])
+        assert small.llm(home, out, method="dpruner", general=file, rate=300.0) == 0
+        found = small.report(out)
+        assert found["windows"]["general"] == [2, 12]
+        assert found["sparsity"] == pytest.approx(0.5, abs=0.001)
+        masks.append(small.tensors(out, "masks.safetensors"))
+    assert any((masks[0][name] != masks[1][name]).any() for name in masks[0])
+    file = tmp_path / "other.npz"
+    assert (
+        small.llm(home, tmp_path / "one", method="dpruner", general=file, rate=300.0, resume=True)
+        == 1
+    )
+
+
 @pytest.mark.slow  # differentiates the whole model, and compiles the solvers
 @pytest.mark.parametrize("method", ["ria", "gblm", "admm", "alps"])
 def test_the_other_methods_run(method: str, home: Path, tmp_path: Path):

@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -208,6 +210,93 @@ def test_a_damaged_block_is_named(
         block.unlink()
         assert small.llm(home, out, resume=True) == 0
         assert saved == [0, 1, 2]
+
+
+@pytest.mark.parametrize("what", ["weight", "sparsity"])
+def test_a_block_that_has_changed_is_named(
+    what: str, cut: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = copy(cut, tmp_path)
+    block = out / "blocks" / "00000.safetensors"
+    content = bytearray(block.read_bytes())
+    if what == "weight":
+        content[-5] ^= 1  # one bit of the data, the last of which are a mask
+    else:
+        at = content.index(b'sparsity\\": 0.5') + len(b'sparsity\\": 0.')
+        content[at] ^= 1  # of what is told of a weight: 0.5 is now 0.4
+    block.write_bytes(content)
+    before = small.contents(out)
+    assert small.llm(home, out, resume=True) == 1
+    assert capsys.readouterr().err == (
+        f"error: {block} cannot be read (its content has changed since it was written). Delete "
+        "it: the block is then pruned again.\n"
+    )
+    assert small.contents(out) == before
+
+
+def test_a_block_in_the_place_of_another_is_named(tmp_path: Path):
+    folder = Folder(tmp_path, {"method": "wanda"}, resume=False)
+    folder.save(empty(0))
+    blocks = tmp_path / "blocks"
+    (blocks / "00000.safetensors").rename(blocks / "00001.safetensors")
+    with pytest.raises(ValueError, match=r"00001.safetensors cannot be read \(its content has"):
+        folder.load(1)
+
+
+def empty(number: int) -> Block:
+    """A block without weights."""
+    return Block(number, 3, (), 1.0)
+
+
+def test_the_time_of_all_sessions_adds_up(tmp_path: Path):
+    run, now = {"method": "wanda"}, time.perf_counter()
+    first = Folder(tmp_path, run, resume=False, start=now - 100)
+    first.save(empty(0))
+    second = Folder(tmp_path, run, resume=True, start=now - 20)
+    assert second.load(0) == empty(0)
+    second.save(empty(1))
+    (tmp_path / "blocks" / "00002.safetensors").write_bytes(b"")  # has nothing to tell
+    third = Folder(tmp_path, run, resume=True)
+    assert 120 < third.seconds() < 130
+
+
+def test_numbers_are_kept_for_the_same_run(tmp_path: Path):
+    run, shares = {"allocation": "ecoflap"}, [0.1, 1 / 3, 0.55]
+    folder = Folder(tmp_path, run, resume=False)
+    assert folder.kept("shares") is None
+    folder.keep("shares", shares)
+    assert Folder(tmp_path, run, resume=False).kept("shares") == shares
+    file = tmp_path / "blocks" / "shares.json"
+    file.write_text(file.read_text().replace("0.55", "0.56"))
+    with pytest.raises(ValueError) as caught:
+        folder.kept("shares")
+    assert str(caught.value) == (
+        f"{file} cannot be read (its content has changed since it was written). Delete it: it is "
+        "then computed again."
+    )
+    assert Folder(tmp_path, {"allocation": "owl"}, resume=False).kept("shares") is None
+
+
+@pytest.mark.slow  # compiles the loss, and magnitude for four shapes
+def test_an_interrupted_allocation_goes_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = {"method": "magnitude", "allocation": "ecoflap"}
+    assert small.llm(home, tmp_path / "whole", **options) == 0
+    keep = Folder.keep
+    kept: list[int] = []
+
+    def stopped(self: Folder, name: str, numbers: Sequence[float]) -> None:
+        keep(self, name, numbers)
+        kept.append(len(numbers))
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "keep", stopped)
+    assert small.llm(home, tmp_path / "cut", **options) == 130
+    assert small.llm(home, tmp_path / "cut", **options, resume=True) == 0
+    assert kept == [1, 2, 3, 3]  # scores of each block, then shares of all
+    assert same_but_for_time(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("resume", [{}, {"resume": True}], ids=["new", "resume"])

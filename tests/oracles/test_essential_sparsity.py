@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import NM, allocation
+from jaxprune import NM, allocation, posttraining
 from tests.oracles import exact
 
 Recorded = Callable[[str], Any]
@@ -49,6 +49,24 @@ def test_one_ranking_is_ours(recorded: Recorded):
         pruned, masks = jaxprune.prune(params, target, allocation=allocation.global_(), where=".*")
         assert_pruned(data, tag, pruned, masks)
         assert_percentage(data, tag, masks)
+
+
+def test_the_sweep_prunes_as_many_as_the_reference(recorded: Recorded):
+    data = recorded("essential_sparsity")
+    levels = sorted((sparsity, tag) for tag, sparsity in percentages(data, "glob"))
+    params = kernels(data, levels[0][1])
+    seen: list[Any] = []
+
+    def evaluate(pruned: Any) -> float:
+        seen.append(pruned)
+        return 0.0
+
+    steps = [0.0, *(sparsity for sparsity, _ in levels)]
+    posttraining.essential_sparsity(params, evaluate, steps, where=".*")
+    for pruned, (_, tag) in zip(seen[1:], levels, strict=True):
+        for name, weights in kernels(data, tag).items():
+            np.testing.assert_array_equal(weights, params[name])  # one model at all levels
+        assert_pruned(data, tag, pruned, {name: leaf != 0 for name, leaf in pruned.items()})
 
 
 def test_a_ranking_of_each_layer_is_ours(recorded: Recorded):
