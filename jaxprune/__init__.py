@@ -3,11 +3,14 @@
 from jaxprune import allocation as allocation
 from jaxprune import analysis as analysis
 from jaxprune import checkpoint as checkpoint
+from jaxprune import formats as formats
 from jaxprune import graph as graph
 from jaxprune import initial as initial
+from jaxprune import kernels as kernels
 from jaxprune import nnx as nnx
 from jaxprune import patterns as patterns
 from jaxprune import posttraining as posttraining
+from jaxprune import recovery as recovery
 from jaxprune import schedules as schedules
 from jaxprune import scores as scores
 from jaxprune import transforms as transforms
@@ -17,7 +20,10 @@ from jaxprune._core.select import global_top_k_mask as global_top_k_mask
 from jaxprune._core.select import top_k_mask as top_k_mask
 from jaxprune.analysis import plot as plot
 from jaxprune.analysis import summary as summary
+from jaxprune.execute import execute as execute
+from jaxprune.execute import pack as pack
 from jaxprune.graph import trace as trace
+from jaxprune.kernels import sparse_matmul as sparse_matmul
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import make_masks as make_masks
 from jaxprune.masks import prune as prune

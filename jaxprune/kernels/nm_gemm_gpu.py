@@ -1,0 +1,101 @@
+"""2:4 weights times many rows on the sparse tensor cores of a Hopper GPU.
+
+``y = x @ W`` by `wgmma.mma_async.sp`, whose sparse operand is its first: weights are stored as
+[N, K], and a tile of the transposed product is written back transposed. The kernel itself is in
+`nm_gemm_gpu_kernel`, the layout of the weights in `nm_gemm_gpu_layout`. Rows need not fill tiles:
+the last tile is moved back over the one before. Where they are not a multiple of 8, x is padded and
+y is cut, which XLA may fuse with what is before and after.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.kernels import _hopper
+from jaxprune.kernels._hopper import ceil_div
+from jaxprune.kernels.nm_gemm_gpu_layout import BLOCK, Config, Packed, pack, unpack
+
+__all__ = ["Config", "Packed", "configs", "default", "matmul", "pack", "supports", "unpack"]
+
+_LEAST = 64  # rows of the smallest tile
+
+
+def supports(
+    rows: int, k: int, n_out: int, dtype: Any, n: int, m: int, *, device_kind: str
+) -> str | None:
+    """Return why the kernel cannot serve a product, with the remedy, or None."""
+    refused = _hopper.refusal(dtype, device_kind)
+    if refused is not None:
+        return refused
+    if (n, m) != (2, 4):
+        return (
+            f"takes 2:4, not {n}:{m}: the sparse tensor cores multiply 2 of every 4 weights. Use "
+            "implementation='xla'."
+        )
+    if rows < 1 or n_out < 1:
+        return f"needs at least one row and one output, not {rows} and {n_out}."
+    if k % 8:
+        return f"needs k to be a multiple of 8, not {k}. Pad x and the weights with zeros."
+    return None
+
+
+def matmul(
+    x: jax.Array,
+    packed: Packed,
+    *,
+    n: int,
+    m: int,
+    n_out: int,
+    config: Config | None = None,
+    emulate: Any = None,
+) -> jax.Array:
+    """Multiply rows by packed 2:4 weights, with sums in float32.
+
+    Args:
+      x: [rows, K] of the weights' type.
+      packed: the weights, from `pack`.
+      n: 2.
+      m: 4.
+      n_out: outputs.
+      config: how the work is split; `default` where it is None.
+      emulate: parameters of Pallas's interpreter, in which the product is decoded by jax.
+
+    Returns:
+      [rows, n_out] of the type of x.
+    """
+    assert (n, m) == (2, 4), (n, m)
+    if x.dtype != packed.values.dtype:
+        raise TypeError(
+            f"nm_gemm_gpu: x must have the type of the weights, {packed.values.dtype.name}, got "
+            f"{x.dtype.name}. Cast x, or pack the weights anew."
+        )
+    from jaxprune.kernels import nm_gemm_gpu_kernel  # Pallas for GPUs is not on every machine
+
+    rows, k = x.shape
+    config = config or default(rows, k, n_out, n, m)
+    more = max(-rows % 8, config.rows - rows)  # tiles of x are made of 8 rows
+    x = jnp.pad(x, ((0, more), (0, 2 * packed.values.shape[1] - k)))
+    y = nm_gemm_gpu_kernel.run(x, packed, config, emulate)
+    return y[:rows, :n_out]  # nothing to do where all are whole
+
+
+def default(rows: int, k: int, n_out: int, n: int = 2, m: int = 4) -> Config:
+    """Return a good split for a product that no table knows."""
+    del k, n, m
+    fewest = {size: ceil_div(rows, size) * (size + 32) for size in (256, 128, 64)}
+    tile = min(fewest, key=lambda size: fewest[size])
+    return Config(rows=tile, cluster=2 if n_out > BLOCK else 1)
+
+
+def configs(rows: int, k: int, n_out: int, n: int = 2, m: int = 4) -> list[Config]:
+    """Return the splits that are worth timing, the default first."""
+    first = default(rows, k, n_out, n, m)
+    found = [
+        Config(tile, stages, cluster, width)
+        for tile, stages in ((256, 4), (128, 6), (64, 8))
+        if tile <= max(rows, _LEAST)
+        for cluster in (2, 1)
+        for width in (8, 4, 16)
+    ]
+    return list(dict.fromkeys([first, *found]))
