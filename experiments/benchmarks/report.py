@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import overhead, selection, timing
+from experiments.benchmarks import calibration, overhead, selection, timing
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 Section = dict[str, Any]
@@ -44,11 +44,22 @@ of step. Steps run back to back. N:M rows are 2:4. Bytes are per prunable weight
 bare optimizer has: in its state, and in the temporaries of the compiled step.
 """
 
+CALIBRATION = """\
+## Calibration
+
+Wanda and SparseGPT beside the same algorithms written plainly in torch, in one process, on the same
+weights, tokens and batches; both prune in float32. Each cell is ours / torch's. `prune` is what the
+method does once its statistics are gathered; `torch / ours` gives that and the whole. `equal masks`
+is the share of weights on which both agree, `error` the squared error of the layers' outputs over
+their squares. `TF32` says of which type the products of the forward pass are.
+"""
+
 
 def page(results: Sequence[dict[str, Section]]) -> str:
     """Return the page's text."""
     parts = [HEAD, SELECTION, *_tables(results, "selection", _selection), OVERHEAD]
     parts += _tables(results, "overhead", _overhead)
+    parts += [CALIBRATION, *_tables(results, "calibration", _calibration)]
     return "\n".join(parts)
 
 
@@ -94,6 +105,17 @@ def _named(row: Section) -> str:
 def _overhead(section: Section) -> str:
     what = section["what"][0].upper() + section["what"][1:]
     return f"{what}.\n\n{_markdown(*overhead.table(section['rows']))}"
+
+
+def _calibration(section: Section) -> str:
+    tables = {"block": calibration.block_table, "smollm2": calibration.smollm2_table}
+    names = {"block": "One block of Llama-7B's shape", "smollm2": "SmolLM2-135M"}
+    return "\n".join(
+        f"{names[part]}, `{section[part]['command']}`: {section[part]['what']}.\n\n"
+        f"{_markdown(*table(section[part]['rows']))}"
+        for part, table in tables.items()
+        if part in section
+    )
 
 
 def main() -> None:

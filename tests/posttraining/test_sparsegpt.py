@@ -50,6 +50,15 @@ def test_it_is_the_published_loop(target: posttraining.Target) -> None:
     np.testing.assert_allclose(pruned.weight, found, rtol=1e-3, atol=1e-4)
 
 
+def test_a_large_group_is_settled_in_a_loop() -> None:
+    weight, inputs = correlated(shape=(48, 6))
+    target = posttraining.Target(0.5, jaxprune.NM(8, 16))
+    pruned = compiled(posttraining.sparsegpt(blocksize=16))(weight, inputs, target)
+    found = plain(np.asarray(weight), np.asarray(inputs.gram) / 2, 16, target)
+    np.testing.assert_array_equal(pruned.mask, found != 0)
+    np.testing.assert_allclose(pruned.weight, found, rtol=1e-3, atol=1e-4)
+
+
 def test_a_last_group_that_is_short_keeps_n_of_what_it_has() -> None:
     weight, inputs = correlated(shape=(43, 6))
     target = posttraining.Target(0.5, jaxprune.NM(1, 4, pad=True))
