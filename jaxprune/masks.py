@@ -168,6 +168,29 @@ class MaskRule:
             floors[path] = floor if axis is None else _stack([floor] * shape[axis])
         return floors
 
+    def live(self, shapes: Shapes, table: Counts) -> dict[str, np.ndarray]:
+        """Return how many weights each parameter keeps, as float64, where units are kept.
+
+        A global ranking is divided evenly, since only the scores tell how it will be; and a block
+        at a padded edge counts as one of mean size.
+
+        Args:
+          shapes: shape of each prunable parameter, by path.
+          table: the units of `counts` at several sparsities, one row for each.
+        """
+        if isinstance(self.allocation, allocations.Global):
+            total = np.asarray(table[_WHOLE], np.float64)
+            size = sum(math.prod(shape) for shape in shapes.values())
+            return {path: total * (math.prod(shape) / size) for path, shape in shapes.items()}
+        return {path: self._live(path, shape, table[path]) for path, shape in shapes.items()}
+
+    def _live(self, path: str, shape: tuple[int, ...], units: Any) -> np.ndarray:
+        one, pattern = self._one_layer(path, shape), self.pattern_of(path)
+        found, places = np.unique(np.asarray(units, np.int64), return_inverse=True)
+        live = np.asarray([_weights(pattern, one, int(n)) for n in found], np.float64)
+        live = live[places].reshape(np.shape(units))
+        return live if self.layer_axis(path, shape) is None else live.sum(-1)
+
     def masks(self, scores: dict[str, jax.Array], counts: Counts) -> dict[str, jax.Array]:
         """Return the masks that keep the given number of units of each parameter."""
         if isinstance(self.allocation, allocations.Global):
@@ -200,6 +223,13 @@ def describe(function: Any) -> str:
     if name is not None:
         return f"{function.__module__}.{name}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(function))  # an address is new in every process
+
+
+def _weights(pattern: Pattern, shape: tuple[int, ...], units: int) -> float:
+    """Return how many weights of one layer some units hold."""
+    if isinstance(pattern, NM):
+        return dataclasses.replace(pattern, n=units).live(shape)
+    return math.prod(shape) * units / pattern.units(shape, 1.0)
 
 
 def _stack(units: list[Any]) -> Any:

@@ -65,13 +65,13 @@ def cells(quick: bool) -> list[Cell]:
     """Return the cells, those of the first claims first."""
     made = [Settings("dense")]
     made += [Settings(method, pattern) for pattern in PATTERNS[:2] for method in FIRST]
-    made += [_retrained("wanda", pattern, kind) for kind in RECOVERIES for pattern in PATTERNS[:2]]
-    made += [_retrained("dense", None, kind) for kind in RECOVERIES]
     made += [Settings(method, "60") for method in ("wanda", "sparsegpt")]
     made += [Settings("wanda", "60", each) for each in ("ecoflap", "owl")]
+    made += [_retrained("wanda", pattern, kind) for pattern in PATTERNS[:2] for kind in RECOVERIES]
     made += [Settings("sparsegpt", "60", "owl")]
     all_ = [Settings(method, pattern) for pattern in PATTERNS for method in METHODS]
     made += [settings for settings in all_ if settings not in made]
+    made += [_retrained("dense", None, kind) for kind in RECOVERIES]
     made += [_retrained("wanda", "60", kind) for kind in RECOVERIES]
     made += [
         dataclasses.replace(_retrained("wanda", "2-4", kind), learning_rate=rate)

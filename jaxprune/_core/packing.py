@@ -76,9 +76,14 @@ def check_packable(path: str, mask: jax.Array) -> None:
     shards = 1
     for name in names if isinstance(names, tuple) else (names,):
         shards *= sharding.mesh.shape[name]
-    if mask.shape[-1] % (8 * shards):
+    check_whole_bytes(path, mask.shape, names, shards)
+
+
+def check_whole_bytes(path: str, shape: tuple[int, ...], names: Any, shards: int) -> None:
+    """Raise if the shards of a mask along its last axis do not hold whole bytes."""
+    if shape[-1] % (8 * shards):
         raise ValueError(
-            f"packed=True cannot store the mask of {path!r} of shape {mask.shape}: its last axis "
-            f"is split over {shards} shards of mesh axis {names!r}, and {mask.shape[-1]} is not a "
+            f"packed=True cannot store the mask of {path!r} of shape {shape}: its last axis "
+            f"is split over {shards} shards of mesh axis {names!r}, and {shape[-1]} is not a "
             f"multiple of 8 × {shards}. Pass packed=False, or split another axis."
         )

@@ -55,6 +55,22 @@ def refill(
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def owner_of(path: str, shape: tuple[int, ...], owners: Mapping[str, Any]) -> str | None:
+    """Return the weight to which a leaf of an optimizer's state belongs, by suffix and shape.
+
+    Args:
+      path: of the leaf.
+      shape: of the leaf.
+      owners: arrays, or shapes and dtypes, of the weights by path.
+    """
+    found = [
+        name
+        for name, owner in owners.items()
+        if owner.shape == shape and (path == name or path.endswith(f"/{name}"))
+    ]
+    return max(found, key=len, default=None)
+
+
 def listed(names: Any, limit: int = 8) -> str:
     """Return a few names for an error message."""
     names = [str(name) for name in names]

@@ -1,5 +1,6 @@
 """Equations that a compressed weight passes without being made dense."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.execute.views import IN, OUT, Token
-from jaxprune.kernels import sparse_matmul
+from jaxprune.kernels import dispatch, sparse_matmul
+from jaxprune.kernels.sparse_matmul import choice_of
 
 Move = Callable[[Any, Sequence[Any]], "Token | None"]
 """``(equation, operands) -> the result``; None if the weight has to be made dense."""
@@ -87,14 +89,28 @@ def product(eqn: Any, operands: Sequence[Any], implementation: str | None) -> ja
         return "the product sums over other axes than the packed ones"
     if x.dtype != weight.matrix.dtype:
         return f"it is {weight.matrix.dtype} and the other operand {x.dtype}"
+    asked = {
+        "implementation": implementation,
+        "precision": eqn.params["precision"],
+        "preferred_element_type": eqn.params["preferred_element_type"],
+    }
+    rows = math.prod(n for d, n in enumerate(x.shape) if d not in contracted[1 - place])
+    choice = choice_of(rows, weight.matrix, **asked)
+    if choice.kernel is None and choice.dense:
+        return _why_dense(rows, implementation)
     y = sparse_matmul(
-        _rows(x, contracted[1 - place], weight, contracted[place]),
-        weight.matrix,
-        implementation=implementation,
-        precision=eqn.params["precision"],
-        preferred_element_type=eqn.params["preferred_element_type"],
+        _rows(x, contracted[1 - place], weight, contracted[place]), weight.matrix, **asked
     )
     return _result(y, weight, free, first=place == 0)
+
+
+def _why_dense(rows: int, implementation: str | None) -> str:
+    if implementation is not None:
+        return f"implementation={implementation!r} multiplies with the dense weight"
+    return (
+        f"with {rows} rows, nothing was measured to be faster than dense on "
+        f"{dispatch.device_kind()!r}"
+    )
 
 
 def _rows(x: jax.Array, dims: Sequence[int], weight: Token, against: Sequence[int]) -> jax.Array:

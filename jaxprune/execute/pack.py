@@ -51,9 +51,10 @@ def pack(
         ``[in, out]`` of its product; a layer axis stays in front.
       format: ``NM(n, m)`` for `formats.NMSparse`, ``Block((height, width))``, along ``in`` and
         ``out``, for `formats.BlockSparse`, ``Unstructured()`` for `formats.Bitmap`; or a function
-        ``(matrix, mask, *, path) -> format``.
+        ``(matrix, mask, *, path) -> format``, for example one that quantizes, too.
       rows: rows that products will have, 1 for generating text: weights are laid out for the kernel
-        that is fastest then.
+        that is fastest then. Weights are packed where dense is faster, too, to save memory;
+        `Executable.prepared` makes those dense.
 
     Returns:
       The parameters, and what stays dense with the reasons.
@@ -65,15 +66,14 @@ def pack(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jaxprune
-      >>> from jaxprune.execute import pack
       >>> def model(params, x):
       ...     return jax.nn.relu(x @ params["in"]) @ params["out"].T
       >>> keys = jax.random.split(jax.random.key(0))
       >>> params = {"in": jax.random.normal(keys[0], (8, 16)), "out": jnp.ones((3, 16))}
       >>> graph = jaxprune.trace(model, params, jnp.ones((1, 8)))
       >>> masks = jaxprune.make_masks(params, 0.5, where="in", pattern=jaxprune.NM(2, 4))
-      >>> packed = pack(jaxprune.apply_masks(params, masks), masks, graph=graph,
-      ...               format=jaxprune.NM(2, 4))
+      >>> packed = jaxprune.pack(jaxprune.apply_masks(params, masks), masks, graph=graph,
+      ...                        format=jaxprune.NM(2, 4))
       >>> packed.params["in"], dict(packed.dense)
       (NMSparse([8, 16], float32, 2:4), {'out': 'it has no mask'})
     """

@@ -34,30 +34,74 @@ class Executable:
         """Return what the function returns on the weights that the compressed ones stand for.
 
         Args:
-          params: compressed parameters, from `pack`.
+          params: compressed parameters, from `pack` or `prepared`.
           *inputs: the function's other arguments.
         """
         return self._run(_params(params), inputs)[0]
 
     def densified(self, *inputs: Any) -> tuple[Skipped, ...]:
-        """Return which weights are made dense on the way, where, and why.
+        """Return which weights every call makes dense, where, and why.
 
-        Nothing is run.
+        These are products that nothing compressed was measured to do faster, and all other
+        equations. Nothing is run.
 
         Args:
           *inputs: the function's other arguments, or their shapes.
         """
-        notes: list[Skipped] = []
+        return tuple(self._followed(inputs).notes)
+
+    def prepared(self, *inputs: Any) -> Tree:
+        """Return the parameters for the fastest calls: dense where no product gains.
+
+        A weight that every use in a call would make dense is made dense here, once; calls with the
+        result are as fast as with dense weights, or faster. A weight that some product takes
+        compressed stays so. To save memory rather than time, call with the compressed parameters.
+
+        Args:
+          *inputs: the function's other arguments, or their shapes: what is faster depends on the
+            number of rows.
+
+        Returns:
+          A tree of arrays and compressed weights, in place of ``params``. Where it is trained, the
+          zeros of dense weights are trained, too.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> import jaxprune
+          >>> def model(params, x):
+          ...     return x @ params["w"]
+          >>> params, x = {"w": jnp.eye(8)}, jnp.ones((1, 8))
+          >>> graph = jaxprune.trace(model, params, x)
+          >>> packed = jaxprune.pack(params, graph=graph, format=jaxprune.Unstructured())
+          >>> packed.params["w"]
+          Bitmap([8, 8], float32, 8 values)
+          >>> fast = jaxprune.execute(model, packed)
+          >>> fast.densified(x)[0].reason
+          "with 1 rows, nothing was measured to be faster than dense on 'cpu'"
+          >>> type(fast.prepared(x)["w"]).__name__
+          'ArrayImpl'
+        """
+        followed = self._followed(inputs)
+        chosen = {note.path for note in followed.notes} - followed.multiplied
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: leaf.todense() if paths.path_of(keys) in chosen else leaf,
+            self.params,
+            is_leaf=is_packed,
+        )
+
+    def _followed(self, inputs: Sequence[Any]) -> Rewriter:
+        """Return the rewriter after a call on shapes."""
+        found: list[Rewriter] = []
 
         def run(params: Tree, *inputs: Any) -> Any:
-            result, found = self._run(params, inputs)
-            notes.extend(found)
+            result, rewriter = self._run(params, inputs)
+            found.append(rewriter)
             return result
 
         jax.eval_shape(run, self.params, *inputs)
-        return tuple(notes)
+        return found[0]
 
-    def _run(self, params: Tree, inputs: Sequence[Any]) -> tuple[Any, list[Skipped]]:
+    def _run(self, params: Tree, inputs: Sequence[Any]) -> tuple[Any, Rewriter]:
         dense = jax.tree.map(_as_dense, params, is_leaf=is_packed)
         outputs: list[Any] = []
 
@@ -73,7 +117,7 @@ class Executable:
         rewriter = Rewriter(self.implementation)
         results = rewriter.run(body, [*_values(params), *of_inputs], ())
         leaves = [rewriter.dense(value, "an output", ()) for value in results]
-        return jax.tree.unflatten(outputs[0], leaves), rewriter.notes
+        return jax.tree.unflatten(outputs[0], leaves), rewriter
 
 
 def execute(
@@ -85,9 +129,12 @@ def execute(
     `jaxprune.kernels.sparse_matmul`; through ``jit``, ``scan`` (whose slices take layers of
     formats), ``while``, ``cond``, rematerialisation and custom derivatives. Transposes, reshapes,
     casts and slices of layers on the way cost nothing. Where a weight meets another equation it is
-    made dense for that one; ``densified`` lists these. It is differentiable.
+    made dense for that one; `Executable.densified` lists these. It is differentiable.
 
-    It traces in every call: wrap it in `jax.jit`, as a function of the packed parameters.
+    A product that nothing compressed was measured to do faster makes its weight dense in every
+    call: that saves memory and costs time. `Executable.prepared` returns parameters for the fastest
+    calls, in which such weights are dense. It traces in every call: wrap
+    it in `jax.jit`.
 
     Args:
       fn: the function of ``(params, *inputs)`` that was traced for `pack`, or any other of the same
@@ -104,20 +151,19 @@ def execute(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jaxprune
-      >>> from jaxprune.execute import execute, pack
       >>> def model(params, x):
       ...     return jax.nn.relu(x @ params["in"]) @ params["out"].T
       >>> params = {"in": jnp.eye(8, 16), "out": jnp.ones((3, 16))}
       >>> x = jnp.arange(8.0)[None]
       >>> graph = jaxprune.trace(model, params, x)
-      >>> packed = pack(params, graph=graph, format=jaxprune.NM(1, 4))
+      >>> packed = jaxprune.pack(params, graph=graph, format=jaxprune.NM(1, 4))
       >>> dict(packed.dense)
       {'out': "NMSparse: 'out' is not 1:4: ..."}
-      >>> fast = execute(model, packed)
-      >>> jax.jit(fast)(packed.params, x)
+      >>> fast = jaxprune.execute(model, packed)
+      >>> jax.jit(fast)(packed.params, x)  # the smallest
       Array([[28., 28., 28.]], dtype=float32)
-      >>> fast.densified(x)
-      ()
+      >>> jax.jit(fast)(fast.prepared(x), x)  # the fastest
+      Array([[28., 28., 28.]], dtype=float32)
     """
     params = _params(packed)
     if not any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):

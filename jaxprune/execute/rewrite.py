@@ -24,10 +24,12 @@ class Rewriter:
     Attributes:
       implementation: of the products.
       notes: weights that were made dense, where, and why.
+      multiplied: paths of weights that some product takes compressed.
     """
 
     implementation: str | None
     notes: list[Skipped] = dataclasses.field(default_factory=list)
+    multiplied: set[str] = dataclasses.field(default_factory=set)
 
     def run(self, body: _jax.Body, inputs: Sequence[Any], site: Site) -> list[Any]:
         """Return a jaxpr's outputs; compressed weights among them stay so."""
@@ -58,6 +60,7 @@ class Rewriter:
         elif name == "dot_general":
             result = product(eqn, operands, self.implementation)
             if not isinstance(result, str):
+                self.multiplied.update(v.path for v in operands if isinstance(v, Token))
                 return [result]
             return _jax.bind(eqn, self.all_dense(operands, name, site, result))
         elif name in _CONTROL:

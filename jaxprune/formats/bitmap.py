@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.formats import _checks
+from jaxprune.formats import _checks, _scales
 
 _OWNER = "Bitmap"
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["values", "bits"], meta_fields=["columns"]
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "bits", "scale"],
+    meta_fields=["columns", "dense_dtype"],
 )
 @dataclasses.dataclass(frozen=True, repr=False)
 class Bitmap:
@@ -29,6 +31,8 @@ class Bitmap:
         many as the fullest.
       bits: uint8 [..., in, ceil(out / 8)]; bit i of a byte is column 8 * byte + i.
       columns: length of ``out``.
+      scale: as of `NMSparse`.
+      dense_dtype: as of `NMSparse`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,6 +47,8 @@ class Bitmap:
     values: Any
     bits: Any
     columns: int
+    scale: Any = None
+    dense_dtype: np.dtype[Any] | None = None
 
     @classmethod
     def from_dense(
@@ -93,7 +99,12 @@ class Bitmap:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Dtype of the values."""
+        """Dtype of the dense weight."""
+        return self.value_dtype if self.dense_dtype is None else self.dense_dtype
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """Dtype of the stored values: the weight's, unless they are quantised."""
         return jnp.dtype(self.values.dtype)
 
     @property
@@ -107,11 +118,41 @@ class Bitmap:
         return bits.astype(jnp.bool_)
 
     def todense(self) -> jax.Array:
-        """Return the dense weight, bit for bit."""
+        """Return the dense weight, bit for bit; quantised values times their scale."""
         return _dense(self)
 
+    def quantize(self, dtype: Any) -> "Bitmap":
+        """Return the weight with values of 8 bits, as `NMSparse.quantize` does.
+
+        Args:
+          dtype: ``jnp.int8`` or ``jnp.float8_e4m3fn``.
+
+        Returns:
+          A format of the same shape and dtype.
+
+        Raises:
+          TypeError: the dtype is another.
+          ValueError: values are quantised already, or NaN or inf.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from jaxprune import formats
+          >>> w = formats.Bitmap.from_dense(jnp.array([[0.0, 254.0], [-127.0, 3.0]]))
+          >>> quantized = w.quantize(jnp.int8)
+          >>> quantized.values.tolist(), quantized.scale.tolist()
+          ([127, -127, 2], [1.0, 2.0])
+        """
+        dtype = _scales.target(self, dtype)
+        largest, column = _by_column(self)
+        scale = _scales.scales(_OWNER, largest, dtype)
+        each = _checks.over_layers(lambda scale, column: scale[column], self.ndim - 2)
+        values = _scales.rounded(self.values, each(scale, column), dtype)
+        return dataclasses.replace(self, values=values, scale=scale, dense_dtype=self.dtype)
+
     def astype(self, dtype: Any) -> "Bitmap":
-        """Return the weight with values of another dtype."""
+        """Return the weight in another dtype; quantised values stay as they are."""
+        if self.scale is not None:
+            return dataclasses.replace(self, dense_dtype=jnp.dtype(dtype))
         return dataclasses.replace(self, values=self.values.astype(dtype))
 
     def __getitem__(self, index: Any) -> "Bitmap":
@@ -119,7 +160,7 @@ class Bitmap:
         return _checks.layer_of(self, index)
 
     def __repr__(self) -> str:
-        return _checks.show(self, f"{self.values.shape[-1]} values")
+        return _checks.show(self, f"{self.values.shape[-1]} values", *_scales.told(self))
 
 
 @jax.jit
@@ -154,8 +195,22 @@ def _dense(w: Bitmap) -> jax.Array:
         return values.at[place].get(mode="clip")
 
     spread = _checks.over_layers(spread, mask.ndim - 2)
-    dense = jnp.where(flat, spread(w.values, place), jnp.zeros((), w.dtype))
-    return dense.reshape(mask.shape)
+    dense = jnp.where(flat, spread(w.values, place), jnp.zeros((), w.value_dtype))
+    return _scales.applied(dense.reshape(mask.shape), w.scale, w.dtype)
+
+
+@jax.jit
+def _by_column(w: Bitmap) -> tuple[jax.Array, jax.Array]:
+    """Return the largest magnitude of each column, and the column of each value."""
+    mask, count = w.mask(), w.values.shape[-1]
+
+    def one(mask: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        place = jnp.nonzero(mask.reshape(-1), size=count, fill_value=0)[0]
+        column = place % w.columns
+        # Room beyond the last value holds zeros, which are not the largest of column 0.
+        return jnp.zeros(w.columns, values.dtype).at[column].max(jnp.abs(values)), column
+
+    return _checks.over_layers(one, mask.ndim - 2)(mask, w.values)
 
 
 def _count(kept: jax.Array, count: int | None, path: str | None) -> int:

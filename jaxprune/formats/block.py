@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.formats import _checks
+from jaxprune.formats import _checks, _scales
+from jaxprune.formats._tiles import stored, tiles_of
 
 _OWNER = "BlockSparse"
-_ARRAYS = ["data", "rows", "columns", "starts", "by_row", "row_starts", "count"]
+_ARRAYS = ["data", "rows", "columns", "starts", "by_row", "row_starts", "count", "scale"]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=["dense_dtype"]
+)
 @dataclasses.dataclass(frozen=True, repr=False)
 class BlockSparse:
     """Matrices ``[..., in, out]`` of blocks, of which the stored ones may hold values.
@@ -34,6 +37,8 @@ class BlockSparse:
       by_row: int32 [..., slots], the slots by row, then by column.
       row_starts: int32 [..., rows of blocks + 1], where each row begins in ``by_row``.
       count: int32 [...], how many slots hold blocks.
+      scale: as of `NMSparse`.
+      dense_dtype: as of `NMSparse`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,6 +60,8 @@ class BlockSparse:
     by_row: Any
     row_starts: Any
     count: Any
+    scale: Any = None
+    dense_dtype: np.dtype[Any] | None = None
 
     @classmethod
     def from_dense(
@@ -135,7 +142,12 @@ class BlockSparse:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Dtype of the values."""
+        """Dtype of the dense weight."""
+        return self.value_dtype if self.dense_dtype is None else self.dense_dtype
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """Dtype of the stored values: the weight's, unless they are quantised."""
         return jnp.dtype(self.data.dtype)
 
     @property
@@ -149,11 +161,41 @@ class BlockSparse:
         return place.reshape((1,) * len(self.count.shape) + (-1,)) < self.count[..., None]
 
     def todense(self) -> jax.Array:
-        """Return the dense weight, bit for bit."""
+        """Return the dense weight, bit for bit; quantised values times their scale."""
         return _dense(self)
 
+    def quantize(self, dtype: Any) -> "BlockSparse":
+        """Return the weight with values of 8 bits, as `NMSparse.quantize` does.
+
+        Args:
+          dtype: ``jnp.int8`` or ``jnp.float8_e4m3fn``.
+
+        Returns:
+          A format of the same shape and dtype.
+
+        Raises:
+          TypeError: the dtype is another.
+          ValueError: values are quantised already, or NaN or inf.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from jaxprune import formats
+          >>> w = formats.BlockSparse.from_dense(jnp.eye(4) * 254.0, block=(2, 2))
+          >>> quantized = w.quantize(jnp.int8)
+          >>> quantized.data[0].tolist(), quantized.scale.tolist()
+          ([[127, 0], [0, 127]], [2.0, 2.0, 2.0, 2.0])
+        """
+        dtype = _scales.target(self, dtype)
+        scale = _scales.scales(_OWNER, _largest(self), dtype)
+        tiled = scale.reshape(*scale.shape[:-1], self.grid[1], self.block[1])
+        each = _checks.over_layers(lambda tiled, column: tiled[column], self.ndim - 2)
+        data = _scales.rounded(self.data, each(tiled, self.columns)[..., None, :], dtype)
+        return dataclasses.replace(self, data=data, scale=scale, dense_dtype=self.dtype)
+
     def astype(self, dtype: Any) -> "BlockSparse":
-        """Return the weight with values of another dtype."""
+        """Return the weight in another dtype; quantised values stay as they are."""
+        if self.scale is not None:
+            return dataclasses.replace(self, dense_dtype=jnp.dtype(dtype))
         return dataclasses.replace(self, data=self.data.astype(dtype))
 
     def __getitem__(self, index: Any) -> "BlockSparse":
@@ -162,7 +204,7 @@ class BlockSparse:
 
     def __repr__(self) -> str:
         height, width = self.block
-        return _checks.show(self, f"{self.slots} blocks of {height} × {width}")
+        return _checks.show(self, f"{self.slots} blocks of {height} × {width}", *_scales.told(self))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -170,7 +212,7 @@ def _live(
     w: jax.Array, mask: jax.Array | None, height: int, width: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return which blocks are kept; is something outside the mask, or a block kept in part?"""
-    cells = _tiles(w != 0 if mask is None else mask, height, width)
+    cells = tiles_of(w != 0 if mask is None else mask, height, width)
     live = jnp.any(cells, (-1, -2))
     torn = jnp.asarray(False) if mask is None else jnp.any(live & ~jnp.all(cells, (-1, -2)))
     return live, _checks.outside(w, mask), torn
@@ -182,8 +224,8 @@ def _compressed(
 ) -> tuple[Any, jax.Array]:
     """Return the arrays, and whether there are too few slots."""
     over = jnp.any(jnp.sum(live, (-1, -2), dtype=jnp.int32) > slots)
-    build = _checks.over_layers(functools.partial(_stored, slots=slots), w.ndim - 2)
-    data, *index = build(_tiles(w, height, width), live)
+    build = _checks.over_layers(functools.partial(stored, slots=slots), w.ndim - 2)
+    data, *index = build(tiles_of(w, height, width), live)
     return (_checks.poisoned(data, bad | over), *index), over
 
 
@@ -198,11 +240,23 @@ def _dense(w: BlockSparse) -> jax.Array:
 
     tiles = _checks.over_layers(spread, w.ndim - 2)(w.data, place)
     tiles = tiles.reshape(*tiles.shape[:-3], high, wide, *w.block)
-    return jnp.swapaxes(tiles, -2, -3).reshape(w.shape)
+    dense = jnp.swapaxes(tiles, -2, -3).reshape(w.shape)
+    return _scales.applied(dense, w.scale, w.dtype)
+
+
+@jax.jit
+def _largest(w: BlockSparse) -> jax.Array:
+    """Return the largest magnitude of each column, ``[..., out]``."""
+
+    def one(data: jax.Array, columns: jax.Array) -> jax.Array:
+        largest = jnp.zeros((w.grid[1], w.block[1]), data.dtype)
+        return largest.at[columns].max(jnp.max(jnp.abs(data), 1)).reshape(-1)
+
+    return _checks.over_layers(one, w.ndim - 2)(w.data, w.columns)
 
 
 def _broken(mask: Any, block: tuple[int, int], path: str | None) -> str:
-    cells = np.asarray(_tiles(mask, *block))
+    cells = np.asarray(tiles_of(mask, *block))
     torn = np.asarray(cells.any((-1, -2)) & ~cells.all((-1, -2)))
     count, first = _checks.places(torn)
     size = f"{block[0]} × {block[1]}"
@@ -243,28 +297,3 @@ def _slots(kept: jax.Array, slots: int | None, path: str | None) -> int:
             "Pass slots=, the room for blocks."
         )
     return max(int(kept.max()), 1)
-
-
-def _tiles(w: jax.Array, height: int, width: int) -> jax.Array:
-    """Return ``[..., rows, columns, height, width]``."""
-    k, n_out = w.shape[-2:]
-    cut = w.reshape(*w.shape[:-2], k // height, height, n_out // width, width)
-    return jnp.swapaxes(cut, -2, -3)
-
-
-def _stored(tiles: jax.Array, live: jax.Array, *, slots: int) -> tuple[jax.Array, ...]:
-    """Return data, rows, columns, starts, by_row and row_starts of one matrix."""
-    high, wide = live.shape
-    place = jnp.arange(high * wide, dtype=jnp.int32)
-    order = jnp.argsort(jnp.where(live.T.reshape(-1), place, high * wide + place))
-    order = jnp.pad(order.astype(jnp.int32), (0, max(slots - high * wide, 0)))[:slots]
-    stored = jnp.arange(slots, dtype=jnp.int32) < jnp.sum(live, dtype=jnp.int32)
-    rows = jnp.where(stored, order % np.int32(high), 0)
-    columns = jnp.where(stored, order // np.int32(high), wide - 1)
-    kept = stored.reshape(-1, 1, 1)
-    data = jnp.where(kept, tiles[rows, columns], jnp.zeros((), tiles.dtype))
-    by_row = jnp.argsort(rows * np.int32(wide) + columns).astype(jnp.int32)
-    starts = jnp.searchsorted(columns, jnp.arange(wide + 1, dtype=jnp.int32))
-    row_starts = jnp.searchsorted(rows[by_row], jnp.arange(high + 1, dtype=jnp.int32))
-    int32 = [x.astype(jnp.int32) for x in (rows, columns, starts, by_row, row_starts)]
-    return data, *int32

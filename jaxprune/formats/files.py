@@ -1,9 +1,8 @@
 """Compressed weights in safetensors files."""
 
-import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,12 @@ from jaxprune.formats.layouts import PLAIN, Plain
 from jaxprune.formats.nm import NMSparse
 
 _KEY = "jaxprune.formats"  # of the metadata, which says what the tensors make up
+_DENSE_DTYPE = "dense_dtype"
+_ARRAYS: dict[type[Any], Sequence[str]] = {
+    NMSparse: Plain._fields,
+    BlockSparse: ("data", "rows", "columns", "starts", "by_row", "row_starts", "count"),
+    Bitmap: ("values", "bits"),
+}  # and a scale, if the values are quantised
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -98,9 +103,9 @@ def load_file(path: str | Path) -> dict[str, Any]:
     tensors, metadata = read_tensors(path)
     found = {}
     for name, settings in json.loads(metadata.get(_KEY, "{}")).items():
-        kind = {cls.__name__: cls for cls in (NMSparse, BlockSparse, Bitmap)}[settings["format"]]
-        names = Plain._fields if kind is NMSparse else [f.name for f in dataclasses.fields(kind)]
-        parts = {part: f"{name}.{part}" for part in names if part not in settings}
+        kind = {cls.__name__: cls for cls in _ARRAYS}[settings["format"]]
+        names = [*_ARRAYS[kind], *(["scale"] if _DENSE_DTYPE in settings else [])]
+        parts = {part: f"{name}.{part}" for part in names}
         missing = sorted(set(parts.values()) - set(tensors))
         if missing:
             raise ValueError(
@@ -108,8 +113,11 @@ def load_file(path: str | Path) -> dict[str, Any]:
             )
         arrays = {part: tensors.pop(full) for part, full in parts.items()}
         static = {key: value for key, value in settings.items() if key != "format"}
+        if _DENSE_DTYPE in static:
+            static[_DENSE_DTYPE] = jnp.dtype(static[_DENSE_DTYPE])
         if kind is NMSparse:
-            arrays = {"packed": Plain(**arrays)}
+            plain = Plain(*(arrays.pop(part) for part in Plain._fields))
+            arrays = {"packed": plain, **arrays}
         found[name] = kind(**arrays, **static)
     return {**tensors, **found}
 
@@ -145,13 +153,17 @@ def _tensor(
 
 def _parts(weight: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the arrays of a weight by name, and what else makes it up; None for an array."""
+    if not isinstance(weight, NMSparse | BlockSparse | Bitmap):
+        return {"": weight}, None
+    told: dict[str, Any] = {"format": type(weight).__name__}
     if isinstance(weight, NMSparse):
-        plain = weight.relaid(PLAIN).packed
-        return plain._asdict(), {"format": "NMSparse", "n": weight.n, "m": weight.m}
+        told |= {"n": weight.n, "m": weight.m}
+        arrays = weight.relaid(PLAIN).packed._asdict()
+    else:
+        arrays = {name: getattr(weight, name) for name in _ARRAYS[type(weight)]}
     if isinstance(weight, Bitmap):
-        arrays = {"values": weight.values, "bits": weight.bits}
-        return arrays, {"format": "Bitmap", "columns": weight.columns}
-    if isinstance(weight, BlockSparse):
-        fields = [field.name for field in dataclasses.fields(weight)]
-        return {name: getattr(weight, name) for name in fields}, {"format": "BlockSparse"}
-    return {"": weight}, None
+        told["columns"] = weight.columns
+    if weight.scale is not None:
+        arrays["scale"] = weight.scale
+        told[_DENSE_DTYPE] = weight.dtype.name
+    return arrays, told

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.formats import _checks
+from jaxprune.formats import _checks, _scales
 from jaxprune.formats.layouts import PLAIN, Layout, PlainLayout
 
 _OWNER = "NMSparse"
@@ -16,8 +16,8 @@ _OWNER = "NMSparse"
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["packed"],
-    meta_fields=["n", "m", "layout", "matrix"],
+    data_fields=["packed", "scale"],
+    meta_fields=["n", "m", "layout", "matrix", "dense_dtype"],
 )
 @dataclasses.dataclass(frozen=True, repr=False)
 class NMSparse:
@@ -33,6 +33,8 @@ class NMSparse:
       m: weights in a group, at most 16.
       layout: how they lie in memory.
       matrix: ``(in, out)`` for layouts whose arrays do not tell; None for the plain one.
+      scale: float32 [..., out], what quantised values are multiplied with; None if they are not.
+      dense_dtype: dtype of the weight that quantised values stand for; None if they are not.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,6 +56,8 @@ class NMSparse:
     m: int
     layout: Layout = PLAIN
     matrix: tuple[int, int] | None = None
+    scale: Any = None
+    dense_dtype: np.dtype[Any] | None = None
 
     @classmethod
     def from_dense(
@@ -117,7 +121,12 @@ class NMSparse:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Dtype of the values."""
+        """Dtype of the dense weight."""
+        return self.value_dtype if self.dense_dtype is None else self.dense_dtype
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """Dtype of the stored values: the weight's, unless they are quantised."""
         if self.matrix is None:
             return jnp.dtype(self.packed.values.dtype)
         return jnp.dtype(jax.eval_shape(self.unpack)[0].dtype)
@@ -125,17 +134,53 @@ class NMSparse:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return _checks.nbytes(self.packed)
+        return _checks.nbytes(self)
 
     def unpack(self) -> tuple[jax.Array, jax.Array]:
-        """Return values ``[..., out, groups, n]`` and uint8 positions in their groups."""
+        """Return values ``[..., out, groups, n]`` and uint8 positions in their groups.
+
+        Quantised values come without their scale.
+        """
         *lead, k, n_out = self.shape
         unpack = functools.partial(self.layout.unpack, n=self.n, m=self.m, k=k, n_out=n_out)
         return _checks.over_layers(unpack, len(lead))(self.packed)
 
     def todense(self) -> jax.Array:
-        """Return the dense weight, bit for bit."""
+        """Return the dense weight, bit for bit; quantised values times their scale."""
         return _dense(self)
+
+    def quantize(self, dtype: Any) -> "NMSparse":
+        """Return the weight with values of 8 bits, and a scale for each output column.
+
+        The scale is the column's largest magnitude, divided by the dtype's (127 or 448), and values
+        are rounded to the nearest: symmetric quantisation by the absolute maximum. `dtype` stays,
+        and `todense` returns values times scales. Scales have gradients, quantised values none.
+
+        Args:
+          dtype: ``jnp.int8`` or ``jnp.float8_e4m3fn``.
+
+        Returns:
+          A format of the same shape and dtype, in the plain layout.
+
+        Raises:
+          TypeError: the dtype is another.
+          ValueError: values are quantised already, or NaN or inf; inside ``jit``, where nothing can
+            be raised, such a column becomes NaN.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from jaxprune import formats
+          >>> w = formats.NMSparse.from_dense(jnp.array([[0.0], [-1.0], [2.54], [0.0]]), n=2, m=4)
+          >>> quantized = w.quantize(jnp.int8)
+          >>> quantized, quantized.packed.values.tolist(), quantized.scale.round(4).tolist()
+          (NMSparse([4, 1], float32, 2:4, int8 values), [[[-50, 127]]], [0.02...])
+        """
+        dtype = _scales.target(self, dtype)
+        values, positions = self.unpack()
+        scale = _scales.scales(_OWNER, jnp.max(jnp.abs(values), (-1, -2)), dtype)
+        values = _scales.rounded(values, scale[..., None, None], dtype)
+        stored = self._with(values, positions, PLAIN)  # few kernels take quantised values
+        return dataclasses.replace(stored, scale=scale, dense_dtype=self.dtype)
 
     def relaid(self, layout: Layout) -> "NMSparse":
         """Return the same weight in another layout.
@@ -149,7 +194,9 @@ class NMSparse:
         return self._with(*self.unpack(), layout)
 
     def astype(self, dtype: Any) -> "NMSparse":
-        """Return the weight with values of another dtype."""
+        """Return the weight in another dtype; quantised values stay as they are."""
+        if self.scale is not None:
+            return dataclasses.replace(self, dense_dtype=jnp.dtype(dtype))
         values, positions = self.unpack()
         return self._with(values.astype(dtype), positions, self.layout)
 
@@ -158,13 +205,14 @@ class NMSparse:
         return _checks.layer_of(self, index)
 
     def __repr__(self) -> str:
-        return _checks.show(self, f"{self.n}:{self.m}")
+        return _checks.show(self, f"{self.n}:{self.m}", *_scales.told(self))
 
     def _with(self, values: jax.Array, positions: jax.Array, layout: Layout) -> "NMSparse":
         *lead, k, n_out = self.shape
         packed = _checks.over_layers(functools.partial(layout.pack, m=self.m), len(lead))
         matrix = None if isinstance(layout, PlainLayout) else (k, n_out)
-        return NMSparse(packed(values, positions), self.n, self.m, layout, matrix)
+        packed = packed(values, positions)
+        return dataclasses.replace(self, packed=packed, layout=layout, matrix=matrix)
 
     def _lead(self, matrix: tuple[int, int]) -> tuple[int, ...]:
         """Return the layer axes: what the arrays have beyond those of one matrix."""
@@ -215,7 +263,8 @@ def _dense(w: NMSparse) -> jax.Array:
     groups = jnp.zeros((*values.shape[:-1], w.m), values.dtype)
     for i in range(w.n):
         groups = jnp.where(positions[..., i : i + 1] == place, values[..., i : i + 1], groups)
-    return jnp.swapaxes(groups.reshape(*groups.shape[:-2], -1), -1, -2)
+    dense = jnp.swapaxes(groups.reshape(*groups.shape[:-2], -1), -1, -2)
+    return _scales.applied(dense, w.scale, w.dtype)
 
 
 def _broken(w: Any, mask: Any, n: int, m: int, path: str | None) -> str:

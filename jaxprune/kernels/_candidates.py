@@ -1,11 +1,12 @@
 """Every kernel that `sparse_matmul` may take: a plain tuple, in order of preference.
 
-A kernel is a module of this package with the functions ``supports``, ``configs`` and ``default``,
-and
+A kernel is a module of this package with the class ``Config``, whose fields are numbers, and the
+functions ``supports`` and ``configs``, which lists what is worth timing for a product, the default
+first; and
 
-- for `NMSparse`: ``pack``, ``unpack`` and ``matmul``;
+- for `NMSparse`: ``pack``, ``unpack`` and ``matmul``; ``configs(rows, k, n_out, n, m)``;
 - for `BlockSparse`: ``forward``, ``input_gradient`` and ``weight_gradient``, which take the number
-  of slots in use as ``count=``.
+  of slots in use as ``count=``; ``configs(rows, k, n_out, dtype, block, density)``.
 
 A module is imported when its platform is the one at hand, and only then.
 """
@@ -24,12 +25,14 @@ class Candidate:
       platform: as `jax.default_backend` calls it.
       form: what it multiplies with.
       module: where it is, in full.
+      quantized: names of dtypes of quantised values that it takes, besides the weight's own.
     """
 
     name: str
     platform: str
     form: Literal["nm", "block"]
     module: str
+    quantized: tuple[str, ...] = ()
 
     @property
     def kernel(self) -> str:
@@ -46,6 +49,6 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("mosaic_gpu", "gpu", "nm", "jaxprune.kernels.nm_gemm_gpu"),
     Candidate("mosaic_gpu", "gpu", "block", "jaxprune.kernels.block_gpu"),
     Candidate("mosaic_tpu", "tpu", "block", "jaxprune.kernels.block_tpu"),
-    Candidate("mosaic_tpu", "tpu", "nm", "jaxprune.kernels.nm_tpu"),
+    Candidate("mosaic_tpu", "tpu", "nm", "jaxprune.kernels.nm_tpu", ("int8",)),
 )
 """The kernels that `sparse_matmul` chooses from, the preferred first."""

@@ -96,16 +96,25 @@ def default(rows: int, columns: int, features: int, depth: int, density: float) 
     return Config(tokens, buffer=32)
 
 
-def configs(features: int, depth: int) -> list[Config]:
-    """Return what an autotuner tries for a product.
+def configs(
+    rows: int, k: int, n_out: int, dtype: Any, block: tuple[int, int], density: float
+) -> list[Config]:
+    """Return what is worth timing for a product, the default first.
 
     Args:
-      features: width of a block column of the result.
-      depth: contracted entries of a block.
+      rows: rows of x.
+      k: its columns.
+      n_out: columns of the result.
+      dtype: type of both; all settings serve either.
+      block: height and width of a block.
+      density: stored blocks over all.
 
     Returns:
       Settings that fit the shared memory.
     """
+    del k, dtype
+    depth, features = block
+    first = default(rows, n_out // features, features, depth, density)
     if features % (2 * LANES) == 0:
         cuts = ((256, 4, 64), (128, 6, 64), (64, 7, 64))
     else:
@@ -114,7 +123,7 @@ def configs(features: int, depth: int) -> list[Config]:
     if features == depth == LANES:
         found += [Config(256, 4, width, union=True) for width in (4, 8, 16)]
         found += [Config(128, 6, union=True)]
-    return found
+    return list(dict.fromkeys([first, *found]))
 
 
 def default_weights(

@@ -77,15 +77,20 @@ def supports(
     return None
 
 
-def configs(rows: int, k: int, dtype: Any, block: tuple[int, int]) -> list[Config]:
-    """Return what is worth trying, the default first.
+def configs(
+    rows: int, k: int, n_out: int, dtype: Any, block: tuple[int, int], density: float
+) -> list[Config]:
+    """Return what is worth timing for a product, the default first.
 
     Args:
-      rows: rows of the dense operand.
+      rows: rows of x.
       k: its columns.
-      dtype: its type.
+      n_out: columns of the result.
+      dtype: type of both.
       block: height and width of a block.
+      density: stored blocks over all.
     """
+    del n_out, density
     first = default(rows, k, dtype, block)
     heights = {first.rows, max(first.rows // 2, _HEIGHTS[-1])}
     blocks = {first.blocks, max(first.blocks // 2, 1), first.blocks * 2}

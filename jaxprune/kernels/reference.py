@@ -14,13 +14,13 @@ def dense(x: jax.Array, w: Any, *, precision: Any = None, out: Any = None) -> ja
 
     Args:
       x: (rows, k).
-      w: a format of one matrix, (k, n_out).
+      w: a format of one matrix, (k, n_out); values of another dtype are converted to x's.
       precision: as of `jax.lax.dot_general`.
       out: dtype of the sums and of the result; x's if None.
     """
     return lax.dot_general(
         x,
-        w.todense(),
+        w.todense().astype(x.dtype),
         (((1,), (0,)), ((), ())),
         precision=precision,
         preferred_element_type=x.dtype if out is None else out,
@@ -53,8 +53,13 @@ def block_weight_gradient(
         *pairs,
         (((1,), (1,)), ((0,), (0,))),
         precision=precision,
-        preferred_element_type=_sums(x),
+        preferred_element_type=sums(x.dtype),
     ).astype(w.dtype)
+
+
+def sums(dtype: Any) -> Any:
+    """Return the dtype in which the sums of a result of some dtype are taken."""
+    return jnp.dtype(dtype if dtype == jnp.float64 else jnp.float32)
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
@@ -73,10 +78,5 @@ def _products(x: jax.Array, data: jax.Array, axis: int, precision: Any) -> jax.A
         data,
         (((2,), (axis,)), ((0,), (0,))),
         precision=precision,
-        preferred_element_type=_sums(x),
+        preferred_element_type=sums(x.dtype),
     )
-
-
-def _sums(x: jax.Array) -> Any:
-    """Return the dtype that sums are taken in."""
-    return x.dtype if x.dtype == jnp.float64 else jnp.float32

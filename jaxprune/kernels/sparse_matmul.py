@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -31,10 +32,14 @@ def sparse_matmul(
 
     It is differentiable. The gradient of ``w`` is a format of the same structure: gradients of the
     stored values, and ``float0`` for indices; nothing grows where nothing is stored. A group of
-    N:M that keeps fewer than n stores a zero in place of the rest, which has a gradient, too.
+    N:M that keeps fewer than n stores a zero in place of the rest, which has a gradient, too. Where
+    values are quantised, their scale has a gradient, and they have none: ``float0``, zeros of
+    float8.
 
     The implementation is looked up in a table of timings by the kind of device, the format, dtype
     and sizes. Where dense was faster, or nothing like it was measured, the weight is made dense.
+    Quantised values are multiplied as they are, and the sums in float32 with the scale; they go by
+    the timings of the weight's own dtype.
 
     Args:
       x: array ``[..., in]``, float32, bfloat16 or float16.
@@ -69,16 +74,58 @@ def sparse_matmul(
     """
     _check(x, w, bias)
     k, n_out = w.shape
-    rows = int(np.prod(x.shape[:-1]))
+    rows = math.prod(x.shape[:-1])
     out = jnp.dtype(x.dtype if preferred_element_type is None else preferred_element_type)
-    if precision is None and out == x.dtype and rows:
-        choice = dispatch.choose(rows, w, implementation, config)
+    choice = choice_of(
+        rows,
+        w,
+        implementation=implementation,
+        config=config,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    flat = x.reshape(rows, k)
+    if w.scale is None:
+        y: jax.Array = _product(_How(choice, precision, out), flat, w)
     else:
-        choice = _without_kernel(rows, w, implementation)
-    how = _How(choice, precision, out)
-    flat: jax.Array = _product(how, x.reshape(rows, k), w)
-    y = flat.reshape(*x.shape[:-1], n_out)
+        sums = _How(choice, precision, reference.sums(out))
+        y = _scaled_product(sums, flat, w).astype(out)
+    y = y.reshape(*x.shape[:-1], n_out)
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (n_out,))
+
+
+def choice_of(
+    rows: int,
+    w: Format,
+    *,
+    implementation: str | None = None,
+    config: Any = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Choice:
+    """Return the implementation that `sparse_matmul` takes.
+
+    Args:
+      rows: of x, which has the weight's dtype.
+      w: as of `sparse_matmul`, as are the others.
+      implementation: asked for, or None.
+      config: of a kernel.
+      precision: of the product.
+      preferred_element_type: of the result.
+
+    Raises:
+      ValueError: the implementation is unknown, not to be had here, or refuses the product.
+    """
+    out = jnp.dtype(w.dtype if preferred_element_type is None else preferred_element_type)
+    if precision is None and out == w.dtype and rows:
+        return dispatch.choose(rows, w, implementation, config)
+    if implementation not in (None, "xla", "dense"):
+        raise ValueError(
+            f"implementation={implementation!r} takes rows, and neither precision nor another "
+            "preferred_element_type; implementation='xla' takes everything."
+        )
+    choice = dispatch.choose(rows, w, implementation)
+    return Choice() if choice.kernel else choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +135,13 @@ class _How:
     out: Any
 
 
-def _without_kernel(rows: int, w: Format, implementation: str | None) -> Choice:
-    if implementation not in (None, "xla", "dense"):
-        raise ValueError(
-            f"implementation={implementation!r} takes rows, and neither precision nor another "
-            "preferred_element_type; implementation='xla' takes everything."
-        )
-    choice = dispatch.choose(rows, w, implementation)
-    return Choice() if choice.kernel else choice
+def _scaled_product(how: _How, x: jax.Array, w: Format) -> jax.Array:
+    """Return the product with quantised values: a scale of a column may wait for its sum."""
+    values = jax.lax.stop_gradient(dataclasses.replace(w, scale=None, dense_dtype=None))
+    if how.choice.kernel is None:
+        values = values.astype(x.dtype)  # exact: 8 bits fit into all floats
+    y = _product(how, x, values)
+    return y.astype(how.out) * w.scale[None, :].astype(how.out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

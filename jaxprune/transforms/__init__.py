@@ -2,6 +2,8 @@
 
 from jaxprune.transforms import growth as growth
 from jaxprune.transforms import moments as moments
+from jaxprune.transforms._course import Course as Course
+from jaxprune.transforms._course import Stages as Stages
 from jaxprune.transforms._state import Health as Health
 from jaxprune.transforms._state import Method as Method
 from jaxprune.transforms._state import State as State

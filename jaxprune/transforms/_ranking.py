@@ -15,6 +15,7 @@ from jaxprune._core.meshes import shards_of, split_over
 from jaxprune._core.select import refuse_nan
 from jaxprune.masks import Counts, MaskRule, describe
 from jaxprune.patterns import Channel
+from jaxprune.transforms._course import Course, Stages, loose_of, sizes_of
 from jaxprune.transforms._timetable import Timetable
 from jaxprune.transforms.recipe import Leaves, Moment, everything
 from jaxprune.types import Score, Shapes, Tree
@@ -69,6 +70,24 @@ class Ranking:
             self.budget.check(weights)
         return {path: everything(weight) for path, weight in weights.items()}, ()
 
+    @property
+    def course(self) -> Course:
+        """What is known of the masks before the run."""
+        return Course(self._stages, self.rule)
+
+    def _stages(self, shapes: Shapes, steps: int | None) -> Stages:
+        plan, rule = self.plan, self.rule
+        if plan.values is None:
+            changes, table = _traced_table(rule, plan, shapes, steps)
+        else:
+            changes = plan.timetable.steps()
+            table = tabulated(rule, shapes, plan.values, plan.final)
+        sizes, live = sizes_of(shapes), rule.live(shapes, table)
+        # What changes in a call is seen from the next one on.
+        first = np.asarray([0, *(step + 1 for step in changes)], np.int64)
+        seen = {path: np.concatenate([[sizes[path]], live[path]]) for path in shapes}
+        return Stages(first, seen, seen, loose_of(rule))
+
     def change(self, moment: Moment) -> tuple[Leaves, Tree]:
         """Return the masks of the best weights among those that live."""
         fill = moment.fill
@@ -92,6 +111,23 @@ def tabulated(
     """Return the units kept at each of some sparsities, one row for each, from the host."""
     rows = [rule.counts(shapes, value, final=final) for value in values]
     return jax.tree.map(lambda *units: np.stack([np.asarray(u, np.int32) for u in units]), *rows)
+
+
+def _traced_table(
+    rule: MaskRule, plan: Plan, shapes: Shapes, steps: int | None
+) -> tuple[list[int], Counts]:
+    """Evaluate a schedule without a window as the transform does, at all its changes at once."""
+    if steps is None:
+        raise ValueError(
+            "the schedule of sparsity has no window, so that nothing says how long training is. "
+            "Pass steps=, the calls of update, or use one of jaxprune.schedules."
+        )
+    assert plan.traced is not None
+    begin, every = plan.timetable.begin, plan.timetable.every
+    changes = np.arange(begin, max(steps, begin + 1), every, dtype=np.int32)
+    sparsities = jax.jit(jax.vmap(plan.traced))(changes)
+    table = jax.jit(jax.vmap(lambda sparsity: rule.counts(shapes, sparsity)))(sparsities)
+    return changes.tolist(), jax.tree.map(np.asarray, table)
 
 
 def given_shapes(shapes: Shapes, leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

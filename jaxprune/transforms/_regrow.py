@@ -21,7 +21,9 @@ from jaxprune._core.select import refuse_nan
 from jaxprune.masks import MaskRule, Patterns, check_target, describe
 from jaxprune.patterns import NM, Unstructured
 from jaxprune.schedules import as_sparsity
-from jaxprune.transforms._ranking import given_shapes
+from jaxprune.transforms import growth as growths
+from jaxprune.transforms._course import Course, Stages, looking, sizes_of, steady
+from jaxprune.transforms._ranking import given_shapes, tabulated
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable, as_period
 from jaxprune.transforms.drops import Drop, share_at
@@ -80,7 +82,7 @@ def dynamic_named(
         return masks, _with_fired(settings, moment.extra, masks)
 
     recipe = Recipe(
-        method=Method(name, reached=settings.timetable.end),
+        method=Method(name, reached=settings.timetable.end, course=course_of(settings)),
         text=settings.text(name),
         where=settings.where,
         timetable=settings.timetable,
@@ -94,6 +96,22 @@ def dynamic_named(
         starts_changed=True,
     )
     return wrap(inner, recipe)
+
+
+def course_of(settings: Settings, loose: str = "") -> Course:
+    """Return the course of a method that keeps the number of live weights."""
+
+    def stages(shapes: Shapes, steps: int | None) -> Stages:
+        del steps
+        table = tabulated(settings.rule, shapes, [settings.sparsity], settings.sparsity)
+        live = {path: row[0] for path, row in settings.rule.live(shapes, table).items()}
+        if isinstance(settings.growth, Momentum):
+            return steady(live, sizes_of(shapes))._replace(loose=loose)
+        still = steady(live)._replace(loose=loose)
+        draws = settings.growth is growths.random
+        return still if draws else looking(still, shapes, settings.timetable.steps())
+
+    return Course(stages, settings.rule)
 
 
 def _first_memory(settings: Settings, weights: Leaves, masks: Leaves) -> Memory:

@@ -12,6 +12,7 @@ import optax
 
 from jaxprune._core import paths
 from jaxprune._core.packing import is_packed, unpack
+from jaxprune.transforms._course import Course
 from jaxprune.types import Tree
 
 NEVER = -2
@@ -44,12 +45,16 @@ class Method:
       reached: the step of the last scheduled change of masks, or None without an end.
       forward: what the loss sees of a weight, or None for the weight itself.
       export: the mask with which a weight is exported, or None for the stored mask.
+      course: how many weights it keeps over training, or None if it does not say; `jaxprune.plan`
+        asks.
     """
 
     name: str
     reached: int | None = None
     forward: Look | None = None
     export: Look | None = None
+    # Follows from the recipe, whose fingerprint tells two of them apart.
+    course: Course | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 def no_news(leaves: int, changed: int) -> Health:

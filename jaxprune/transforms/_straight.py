@@ -1,14 +1,18 @@
 """What straight-through methods share: dense weights, a mask in front of the forward pass."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxprune._core.prunable import Where
 from jaxprune.masks import MaskRule
+from jaxprune.transforms._course import Course, Stages, sizes_of, steady
+from jaxprune.transforms._ranking import tabulated
 from jaxprune.transforms._state import Look, Method
 from jaxprune.transforms.recipe import (
     Leaves,
@@ -18,7 +22,7 @@ from jaxprune.transforms.recipe import (
     stay_dense,
     wrap,
 )
-from jaxprune.types import Tree
+from jaxprune.types import Shapes, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Straight:
       decay: strength of the pull of pruned weights to zero, added to their gradients.
       reached: the step from which the final pattern holds, or None from the start.
       packed: store masks as one bit a weight.
+      stages: the counts of `Course`, or None where they follow from ``pruned_share``.
       check: raises for ``{path: shape}`` that the method does not fit, beyond its patterns.
     """
 
@@ -59,6 +64,7 @@ class Straight:
     decay: float = 0.0
     reached: int | None = None
     packed: bool = False
+    stages: Callable[[Shapes], Stages] | None = None
     check: Callable[[dict[str, tuple[int, ...]]], None] = lambda shapes: None
 
 
@@ -113,9 +119,14 @@ def train_straight_through(
         masks = masks_of(moment.weights, moment.step)
         return {path: _pulled(method.decay, masks[path], moment, path) for path in masks}
 
+    def stages(shapes: Shapes, steps: int | None) -> Stages:
+        del steps
+        return (method.stages or functools.partial(_fading, method))(shapes)
+
+    course = Course(stages, method.rule)
     seen, exported = _Named(method.text, forward), _Named(f"{method.text}|export", export)
     recipe = Recipe(
-        method=Method(method.name, reached=method.reached, forward=seen, export=exported),
+        method=Method(method.name, method.reached, seen, exported, course),
         text=method.text,
         where=method.where,
         timetable=None,
@@ -126,6 +137,28 @@ def train_straight_through(
         packed=method.packed,
     )
     return wrap(inner, recipe)
+
+
+def live_of(rule: MaskRule, shapes: Shapes) -> dict[str, float]:
+    """Return the weights that each pattern keeps, in its own sparsity."""
+    live: dict[str, float] = {}
+    for path, shape in shapes.items():
+        table = tabulated(rule, {path: shape}, [rule.pattern_of(path).final_sparsity or 0.0], None)
+        live[path] = float(rule.live({path: shape}, table)[path][0])
+    return live
+
+
+def _fading(method: Straight, shapes: Shapes) -> Stages:
+    """Return the counts of a mask that stays, or that is dense until pruned weights have faded."""
+    live, sizes = live_of(method.rule, shapes), sizes_of(shapes)
+    final = steady(live, sizes)  # a straight-through gradient is that of all weights
+    if method.pruned_share is None or method.reached is None:
+        return final
+    shares = np.asarray(method.pruned_share(jnp.arange(method.reached + 1)))
+    first = np.asarray([0, int(np.argmax(shares == 0.0))], np.int64)
+    seen = {path: np.asarray([sizes[path], live[path]]) for path in shapes}
+    graded = {path: np.full(2, size) for path, size in sizes.items()}
+    return Stages(first, seen, graded)
 
 
 def _pulled(decay: float, mask: jax.Array, moment: Moment, path: str) -> jax.Array:

@@ -115,7 +115,7 @@ def acdc(
     rule = MaskRule(pattern, allocation, dict(layers or {}))
     ranking = Ranking(score, rule, plan, shapes, axis_names)
     recipe = Recipe(
-        method=Method("acdc", reached=plan.timetable.end),
+        method=Method("acdc", reached=plan.timetable.end, course=ranking.course),
         text=f"acdc|{plan.text}|{describe(score)}|{describe(moments)}|{rule.describe()}",
         where=where,
         timetable=plan.timetable,

@@ -100,7 +100,7 @@ def gradual(
     ranking = Ranking(score, rule, plan, shapes, axis_names)
     text = f"gradual|{plan.text}|{describe(score)}|{rule.describe()}|{mask_gradients}"
     recipe = Recipe(
-        method=Method("gradual", reached=plan.timetable.end),
+        method=Method("gradual", reached=plan.timetable.end, course=ranking.course),
         text=text,
         where=where,
         timetable=plan.timetable,

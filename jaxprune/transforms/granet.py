@@ -21,6 +21,7 @@ from jaxprune.schedules import as_sparsity
 from jaxprune.transforms import _regrow
 from jaxprune.transforms import growth as growths
 from jaxprune.transforms import moments as moment_rules
+from jaxprune.transforms._course import Course, Stages, looking, loose_of
 from jaxprune.transforms._ranking import of_live, tabulated
 from jaxprune.transforms._regrow import Counts, Settings
 from jaxprune.transforms._state import Method
@@ -204,10 +205,15 @@ def _transform(
         between = moment._replace(masks=masks)
         return gate(follows, lambda: _regenerated(settings, budget, between), masks), ()
 
+    def stages(shapes: Shapes, steps: int | None) -> Stages:
+        del steps
+        return _stages(settings, plan, pruning, shapes)
+
+    course = Course(stages, pruning)
     text = f"{settings.text('granet')}|{plan.text}|{pruning.describe()}"
     last = plan.timetable.end
     recipe = Recipe(
-        method=Method("granet", reached=None if last is None else last + 1),
+        method=Method("granet", reached=None if last is None else last + 1, course=course),
         text=text,
         where=settings.where,
         timetable=plan.timetable,
@@ -220,6 +226,20 @@ def _transform(
         starts_changed=True,
     )
     return wrap(inner, recipe)
+
+
+def _stages(settings: Settings, plan: _Plan, pruning: MaskRule, shapes: Shapes) -> Stages:
+    """Return what is kept, with a look at all gradients in the second call of each update."""
+    start = tabulated(settings.rule, shapes, [plan.first], plan.values[-1])
+    later = tabulated(pruning, shapes, plan.values, plan.values[-1])
+    rows = settings.rule.live(shapes, start), pruning.live(shapes, later)
+    # Pruning takes nothing from a layer that has fewer live weights than its share.
+    seen = {p: np.minimum.accumulate(np.concatenate([row[p] for row in rows])) for p in shapes}
+    changes = plan.timetable.steps()
+    first = np.asarray([0, *(step + 1 for step in changes)], np.int64)
+    stages = Stages(first, seen, seen, loose_of(pruning))
+    draws = settings.growth is growths.random
+    return stages if draws else looking(stages, shapes, [step + 1 for step in changes])
 
 
 def _pruned(settings: Settings, pruning: MaskRule, budget: "_Budget", moment: Moment) -> Leaves:

@@ -105,7 +105,7 @@ def _map_owned(fn: Callable[..., Any], state: Tree, start: Tree, old: Tree, new:
     """Apply ``fn(leaf, fresh leaf, old mask, new mask)`` to the leaves that belong to a weight."""
 
     def one(key_path: Any, leaf: Any, first: Any) -> Any:
-        owner = _owner_of(paths.path_of(key_path), jnp.shape(leaf), old)
+        owner = paths.owner_of(paths.path_of(key_path), jnp.shape(leaf), old)
         floating = owner is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
         if not floating:
             return leaf
@@ -113,13 +113,3 @@ def _map_owned(fn: Callable[..., Any], state: Tree, start: Tree, old: Tree, new:
         return fn(leaf, jnp.asarray(first, leaf.dtype), old[owner], new[owner])
 
     return jax.tree_util.tree_map_with_path(one, state, start)
-
-
-def _owner_of(path: str, shape: tuple[int, ...], masks: dict[str, jax.Array]) -> str | None:
-    """Return the weight to which a leaf of an optimizer's state belongs, by suffix and shape."""
-    owners = [
-        name
-        for name, mask in masks.items()
-        if mask.shape == shape and (path == name or path.endswith(f"/{name}"))
-    ]
-    return max(owners, key=len, default=None)

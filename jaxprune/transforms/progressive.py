@@ -16,10 +16,16 @@ from jax.core import Tracer
 from jaxprune._core.prunable import Where, default_where
 from jaxprune.masks import MaskRule, Patterns
 from jaxprune.patterns import NM
-from jaxprune.transforms._straight import Straight, final_mask, train_straight_through
+from jaxprune.transforms._course import Stages, merged, sizes_of
+from jaxprune.transforms._straight import (
+    Straight,
+    final_mask,
+    live_of,
+    train_straight_through,
+)
 from jaxprune.transforms._timetable import as_step
 from jaxprune.transforms.recipe import everything
-from jaxprune.types import Pattern
+from jaxprune.types import Pattern, Shapes
 
 
 def mdgf_linear(
@@ -342,13 +348,36 @@ def _framed(
         pattern = rule.pattern_of(path)
         assert isinstance(pattern, NM)
         frames = frames_of(pattern)
-        length = (window.end - window.begin) / len(frames)
-        starts = [window.begin + int(i * length) for i in range(len(frames))]
+        starts = _starts(window, frames)
         frame = jnp.sum(step >= np.asarray(starts, np.int32), dtype=jnp.int32)
         return _in_frame(rule, frames, frame, path, weight)
 
     check = functools.partial(_check_first_frame, masking, frames_of)
-    return train_straight_through(inner, masking.method(window, present=present, check=check))
+    stages = functools.partial(_stages, rule, window, frames_of)
+    method = masking.method(window, present=present, check=check, stages=stages)
+    return train_straight_through(inner, method)
+
+
+def _starts(window: _Window, frames: list[NM]) -> list[int]:
+    """Return the first step of each frame."""
+    length = (window.end - window.begin) / len(frames)
+    return [window.begin + int(i * length) for i in range(len(frames))]
+
+
+def _stages(
+    rule: MaskRule, window: _Window, frames_of: Callable[[NM], list[NM]], shapes: Shapes
+) -> Stages:
+    """Return the counts of weights: dense until the first frame, then those of each frame."""
+    parts = []
+    for path, size in sizes_of(shapes).items():
+        one, pattern = {path: shapes[path]}, rule.pattern_of(path)
+        assert isinstance(pattern, NM)
+        frames = frames_of(pattern)
+        live = [live_of(dataclasses.replace(rule, pattern=frame), one)[path] for frame in frames]
+        first = np.asarray([0, *_starts(window, frames)], np.int64)
+        graded = np.full(len(first), size)
+        parts.append(Stages(first, {path: np.asarray([size, *live])}, {path: graded}))
+    return merged(parts)
 
 
 def _check_first_frame(

@@ -27,6 +27,10 @@ from jaxprune.types import Allocation, Shapes, Tree
 _FULLEST = 0.99  # share of its free places that a layer takes at most
 _CROWDED = 0.2  # sparsity below which a layer that grows drops no more than its zeros
 _ROUNDS = 1000  # of handing on what full layers leave
+_LOOSE = (
+    "snfs lets layers compete for live weights: only the total is known, and FLOPs take the "
+    "division of the first masks."
+)
 
 
 class Memory(NamedTuple):
@@ -143,7 +147,9 @@ def _transform(
         return moment.extra._replace(momentum=rule.watch(moment.extra.momentum, moment.grads))
 
     recipe = Recipe(
-        method=Method("snfs", reached=settings.timetable.end),
+        method=Method(
+            "snfs", reached=settings.timetable.end, course=_regrow.course_of(settings, _LOOSE)
+        ),
         text=settings.text("snfs"),
         where=settings.where,
         timetable=settings.timetable,

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxprune._core import paths
 from jaxprune.masks import check_masks, mask_leaves
+from jaxprune.transforms._course import Course, Stages, steady
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable
 from jaxprune.transforms.recipe import (
@@ -18,7 +21,7 @@ from jaxprune.transforms.recipe import (
     masked_gradients,
     wrap,
 )
-from jaxprune.types import Tree
+from jaxprune.types import Shapes, Tree
 
 
 def static(
@@ -71,8 +74,12 @@ def static(
     def init(weights: Leaves) -> tuple[Leaves, Tree]:
         return {path: fixed[path] & everything(w) for path, w in weights.items()}, ()
 
+    def stages(shapes: Shapes, steps: int | None) -> Stages:
+        del shapes, steps
+        return steady({p: np.count_nonzero(jax.device_get(m)) for p, m in fixed.items()})
+
     recipe = Recipe(
-        method=Method("static"),
+        method=Method("static", course=Course(stages)),
         text=f"static|{mask_gradients}",
         where=lambda path, leaf: path in fixed,
         timetable=Timetable(begin=-1, every=1, end=-1),

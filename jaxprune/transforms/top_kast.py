@@ -13,11 +13,13 @@ from jaxprune._core.packing import stored, unpack
 from jaxprune._core.prunable import Where, default_where
 from jaxprune.masks import MaskRule
 from jaxprune.schedules import as_sparsity
+from jaxprune.transforms._course import Course, Stages, steady
+from jaxprune.transforms._ranking import tabulated
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._straight import _Named
 from jaxprune.transforms._timetable import Timetable, as_period, gate
 from jaxprune.transforms.recipe import Leaves, Moment, Recipe, everything, wrap
-from jaxprune.types import Tree
+from jaxprune.types import Shapes, Tree
 
 
 def top_kast(
@@ -112,9 +114,20 @@ def top_kast(
             forward_set = sets(moment.weights, sparsity)
         return {p: _penalised(moment, p, a, decay, sparsity) for p, a in forward_set.items()}
 
+    def stages(shapes: Shapes, steps: int | None) -> Stages:
+        del steps
+        live = rule.live(shapes, tabulated(rule, shapes, [sparsity, backward_sparsity], None))
+        sets = ({path: row[i] for path, row in live.items()} for i in range(2))
+        return steady(*sets)
+
     text = f"top_kast|{sparsity}|{backward_sparsity}|{decay}|{every}|{rule.describe()}"
     recipe = Recipe(
-        method=Method("top_kast", None, _Named(text, forward), _Named(f"{text}|export", export)),
+        method=Method(
+            "top_kast",
+            forward=_Named(text, forward),
+            export=_Named(f"{text}|export", export),
+            course=Course(stages, rule),
+        ),
         text=text,
         where=where,
         timetable=timetable,

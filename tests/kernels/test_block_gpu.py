@@ -203,7 +203,7 @@ def test_supports_names_what_is_needed() -> None:
 def test_all_settings_fit_the_shared_memory() -> None:
     limit = block_gpu_mosaic.SHARED_BYTES - 1024  # room for barriers
     for features, depth in ((128, 128), (64, 64), (64, 128), (192, 64)):
-        found = block_gpu.configs(features, depth)
+        found = block_gpu.configs(9000, depth, features, jnp.bfloat16, (depth, features), 0.5)
         found += [
             block_gpu.default(rows, columns, features, depth, density)
             for rows, columns, density in itertools.product((1, 100, 9000), (1, 64), (0.1, 0.9))

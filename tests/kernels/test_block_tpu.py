@@ -192,7 +192,7 @@ def test_tiles_are_as_tall_as_fast_memory_allows():
     assert tall(4096, 4096, block=(128, 128)) == block_tpu.Config(1024, 8)
     assert tall(4096, 28672, block=(256, 256)) == block_tpu.Config(256, 4)
     assert tall(5, 8192, block=(512, 512)) == block_tpu.Config(16, 2)
-    tried = block_tpu.configs(4096, 4096, jnp.bfloat16, (128, 128))
+    tried = block_tpu.configs(4096, 4096, 4096, jnp.bfloat16, (128, 128), 0.25)
     assert tried[0] == block_tpu.Config(1024, 8)
     assert len(tried) == len(set(tried)) > 3
 

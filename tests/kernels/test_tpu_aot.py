@@ -103,7 +103,7 @@ def test_all_candidates_compile(chip: str):
         run = functools.partial(nm_tpu.matmul, n=2, m=8, n_out=4096, config=config)
         assert kernels(tpu_aot.lowered(chip, run, array((8, 4096)), packed)) == 1
     index, starts = array((256,), jnp.int32), array((33,), jnp.int32)
-    for config in block_tpu.configs(4096, 4096, jnp.bfloat16, (128, 128)):
+    for config in block_tpu.configs(4096, 4096, 4096, jnp.bfloat16, (128, 128), 0.25):
         run = functools.partial(block_tpu.forward, n_out=4096, config=config)
         arrays = (array((4096, 4096)), array((256, 128, 128)), index, index, starts)
         assert kernels(tpu_aot.lowered(chip, run, *arrays)) == 1
