@@ -25,8 +25,10 @@ install: $(VENV)/installed  ## make .venv, on the oldest supported versions
 demo: install  ## the main job: train sparse on real images (ARGS="--seeds 3")
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
+# Most of a test's time is compilation: this one leaves it plain, the others as users have it.
 test: lint docs  ## every gate, in order of speed; CI runs this
-	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
+	  $(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 slow: install  ## the tests that `make test` leaves out: every transform with every optimizer, kills
 	$(BIN)/python $(PYTEST) -m slow $(ARGS)

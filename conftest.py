@@ -10,6 +10,7 @@ if "xla_force_host_platform_device_count" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -42,6 +43,17 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         with lenient():
             return (yield)
     return (yield)
+
+
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 30_000  # Linux lets a process have 65,530, and every compiled program takes several
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Let go of compiled programs between files, before the process runs out of maps."""
+    leaving = nextitem is not None and nextitem.path != item.path
+    if leaving and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY_MAPS:
+        jax.clear_caches()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
