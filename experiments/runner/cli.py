@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.runner import catalogue, data, execute, page, store
 from experiments.runner.api import Cell, Context, Experiment, UsageError
 
-GPU_THREADS = 8  # a GPU waits while programs are compiled, so that several cells share it
+GPU_THREADS = 3  # a GPU waits while programs are compiled; with more, they wait for one another
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
