@@ -108,7 +108,7 @@ def _why_dense(rows: int, implementation: str | None) -> str:
     if implementation is not None:
         return f"implementation={implementation!r} multiplies with the dense weight"
     return (
-        f"with {rows} rows, nothing was measured to be faster than dense on "
+        f"with {rows} row{'s' * (rows != 1)}, nothing is known to be faster than dense on "
         f"{dispatch.device_kind()!r}"
     )
 

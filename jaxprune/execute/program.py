@@ -42,7 +42,7 @@ class Executable:
     def densified(self, *inputs: Any) -> tuple[Skipped, ...]:
         """Return which weights every call makes dense, where, and why.
 
-        These are products that nothing compressed was measured to do faster, and all other
+        These are products that nothing compressed is known to do faster, and all other
         equations. Nothing is run.
 
         Args:
@@ -77,7 +77,7 @@ class Executable:
           Bitmap([8, 8], float32, 8 values)
           >>> fast = jaxprune.execute(model, packed)
           >>> fast.densified(x)[0].reason
-          "with 1 rows, nothing was measured to be faster than dense on 'cpu'"
+          "with 1 row, nothing is known to be faster than dense on 'cpu'"
           >>> type(fast.prepared(x)["w"]).__name__
           'ArrayImpl'
         """
@@ -131,7 +131,7 @@ def execute(
     casts and slices of layers on the way cost nothing. Where a weight meets another equation it is
     made dense for that one; `Executable.densified` lists these. It is differentiable.
 
-    A product that nothing compressed was measured to do faster makes its weight dense in every
+    A product that nothing compressed is known to do faster makes its weight dense in every
     call: that saves memory and costs time. `Executable.prepared` returns parameters for the fastest
     calls, in which such weights are dense. It traces in every call: wrap
     it in `jax.jit`.

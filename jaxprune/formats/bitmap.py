@@ -142,12 +142,7 @@ class Bitmap:
           >>> quantized.values.tolist(), quantized.scale.tolist()
           ([127, -127, 2], [1.0, 2.0])
         """
-        dtype = _scales.target(self, dtype)
-        largest, column = _by_column(self)
-        scale = _scales.scales(_OWNER, largest, dtype)
-        each = _checks.over_layers(lambda scale, column: scale[column], self.ndim - 2)
-        values = _scales.rounded(self.values, each(scale, column), dtype)
-        return dataclasses.replace(self, values=values, scale=scale, dense_dtype=self.dtype)
+        return _scales.checked(_quantized(self, _scales.target(self, dtype)))
 
     def astype(self, dtype: Any) -> "Bitmap":
         """Return the weight in another dtype; quantised values stay as they are."""
@@ -199,18 +194,19 @@ def _dense(w: Bitmap) -> jax.Array:
     return _scales.applied(dense.reshape(mask.shape), w.scale, w.dtype)
 
 
-@jax.jit
-def _by_column(w: Bitmap) -> tuple[jax.Array, jax.Array]:
-    """Return the largest magnitude of each column, and the column of each value."""
+@functools.partial(jax.jit, static_argnums=1)
+def _quantized(w: Bitmap, dtype: np.dtype[Any]) -> Bitmap:
     mask, count = w.mask(), w.values.shape[-1]
 
     def one(mask: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        place = jnp.nonzero(mask.reshape(-1), size=count, fill_value=0)[0]
-        column = place % w.columns
+        column = jnp.nonzero(mask.reshape(-1), size=count, fill_value=0)[0] % w.columns
         # Room beyond the last value holds zeros, which are not the largest of column 0.
-        return jnp.zeros(w.columns, values.dtype).at[column].max(jnp.abs(values)), column
+        largest = jnp.zeros(w.columns, values.dtype).at[column].max(jnp.abs(values))
+        scale = _scales.scale_of(largest, dtype)
+        return _scales.rounded(values, scale[column], dtype), scale
 
-    return _checks.over_layers(one, mask.ndim - 2)(mask, w.values)
+    values, scale = _checks.over_layers(one, mask.ndim - 2)(mask, w.values)
+    return dataclasses.replace(w, values=values, scale=scale, dense_dtype=w.dtype)
 
 
 def _count(kept: jax.Array, count: int | None, path: str | None) -> int:

@@ -185,12 +185,7 @@ class BlockSparse:
           >>> quantized.data[0].tolist(), quantized.scale.tolist()
           ([[127, 0], [0, 127]], [2.0, 2.0, 2.0, 2.0])
         """
-        dtype = _scales.target(self, dtype)
-        scale = _scales.scales(_OWNER, _largest(self), dtype)
-        tiled = scale.reshape(*scale.shape[:-1], self.grid[1], self.block[1])
-        each = _checks.over_layers(lambda tiled, column: tiled[column], self.ndim - 2)
-        data = _scales.rounded(self.data, each(tiled, self.columns)[..., None, :], dtype)
-        return dataclasses.replace(self, data=data, scale=scale, dense_dtype=self.dtype)
+        return _scales.checked(_quantized(self, _scales.target(self, dtype)))
 
     def astype(self, dtype: Any) -> "BlockSparse":
         """Return the weight in another dtype; quantised values stay as they are."""
@@ -244,15 +239,16 @@ def _dense(w: BlockSparse) -> jax.Array:
     return _scales.applied(dense, w.scale, w.dtype)
 
 
-@jax.jit
-def _largest(w: BlockSparse) -> jax.Array:
-    """Return the largest magnitude of each column, ``[..., out]``."""
-
-    def one(data: jax.Array, columns: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _quantized(w: BlockSparse, dtype: np.dtype[Any]) -> BlockSparse:
+    def one(data: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
         largest = jnp.zeros((w.grid[1], w.block[1]), data.dtype)
-        return largest.at[columns].max(jnp.max(jnp.abs(data), 1)).reshape(-1)
+        largest = largest.at[columns].max(jnp.max(jnp.abs(data), 1))
+        scale = _scales.scale_of(largest, dtype)
+        return _scales.rounded(data, scale[columns][:, None], dtype), scale.reshape(-1)
 
-    return _checks.over_layers(one, w.ndim - 2)(w.data, w.columns)
+    data, scale = _checks.over_layers(one, w.ndim - 2)(w.data, w.columns)
+    return dataclasses.replace(w, data=data, scale=scale, dense_dtype=w.dtype)
 
 
 def _broken(mask: Any, block: tuple[int, int], path: str | None) -> str:

@@ -170,17 +170,12 @@ class NMSparse:
         Example:
           >>> import jax.numpy as jnp
           >>> from jaxprune import formats
-          >>> w = formats.NMSparse.from_dense(jnp.array([[0.0], [-1.0], [2.54], [0.0]]), n=2, m=4)
+          >>> w = formats.NMSparse.from_dense(jnp.array([[0.0], [-50.0], [0.0], [254.0]]), n=2, m=4)
           >>> quantized = w.quantize(jnp.int8)
-          >>> quantized, quantized.packed.values.tolist(), quantized.scale.round(4).tolist()
-          (NMSparse([4, 1], float32, 2:4, int8 values), [[[-50, 127]]], [0.02...])
+          >>> quantized, quantized.packed.values.tolist(), quantized.scale.tolist()
+          (NMSparse([4, 1], float32, 2:4, int8 values), [[[-25, 127]]], [2.0])
         """
-        dtype = _scales.target(self, dtype)
-        values, positions = self.unpack()
-        scale = _scales.scales(_OWNER, jnp.max(jnp.abs(values), (-1, -2)), dtype)
-        values = _scales.rounded(values, scale[..., None, None], dtype)
-        stored = self._with(values, positions, PLAIN)  # few kernels take quantised values
-        return dataclasses.replace(stored, scale=scale, dense_dtype=self.dtype)
+        return _scales.checked(_quantized(self, _scales.target(self, dtype)))
 
     def relaid(self, layout: Layout) -> "NMSparse":
         """Return the same weight in another layout.
@@ -265,6 +260,15 @@ def _dense(w: NMSparse) -> jax.Array:
         groups = jnp.where(positions[..., i : i + 1] == place, values[..., i : i + 1], groups)
     dense = jnp.swapaxes(groups.reshape(*groups.shape[:-2], -1), -1, -2)
     return _scales.applied(dense, w.scale, w.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _quantized(w: NMSparse, dtype: np.dtype[Any]) -> NMSparse:
+    values, positions = w.unpack()
+    scale = _scales.scale_of(jnp.max(jnp.abs(values), (-1, -2)), dtype)
+    values = _scales.rounded(values, scale[..., None, None], dtype)
+    stored = w._with(values, positions, PLAIN)  # few kernels take quantised values
+    return dataclasses.replace(stored, scale=scale, dense_dtype=w.dtype)
 
 
 def _broken(w: Any, mask: Any, n: int, m: int, path: str | None) -> str:

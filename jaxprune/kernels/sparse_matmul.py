@@ -140,7 +140,7 @@ def _scaled_product(how: _How, x: jax.Array, w: Format) -> jax.Array:
     values = jax.lax.stop_gradient(dataclasses.replace(w, scale=None, dense_dtype=None))
     if how.choice.kernel is None:
         values = values.astype(x.dtype)  # exact: 8 bits fit into all floats
-    y = _product(how, x, values)
+    y: jax.Array = _product(how, x, values)
     return y.astype(how.out) * w.scale[None, :].astype(how.out)
 
 

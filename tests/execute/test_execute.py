@@ -11,7 +11,11 @@ from jax import lax
 from jax.dtypes import float0
 
 import jaxprune
-from jaxprune import execute, formats, patterns
+from jaxprune import formats, kernels, patterns
+from jaxprune._core import paths
+from jaxprune.execute import execute, pack
+from jaxprune.execute.views import is_packed
+from jaxprune.kernels import dispatch
 
 D, HEADS, WIDTH, DEPTH = 8, 2, 4, 2
 
@@ -85,63 +89,72 @@ def mask(path: str, rng: np.random.Generator) -> np.ndarray:
     return np.transpose(kept.reshape(moved), np.argsort((*rest, *axes)))
 
 
+Case = tuple[Any, Any, jax.Array, jaxprune.graph.Graph, Any]
+
+
 @pytest.fixture(scope="module")
-def case() -> tuple[Any, Any, jax.Array, jaxprune.graph.Graph]:
+def case() -> Case:
+    """Pruned parameters, masks, inputs, the graph, and the parameters packed."""
     rng = np.random.default_rng(0)
-    masks = jaxprune._core.paths.refill(weights(), {}, lambda path, leaf: mask(path, rng))
+    masks = paths.refill(weights(), {}, lambda path, leaf: mask(path, rng))
     params = jax.tree.map(lambda w, kept: np.where(kept, w, np.float32(0)), weights(), masks)
     params["half"] = jnp.asarray(params["half"], jnp.bfloat16)  # a cast of it is exact
     x = jnp.asarray(rng.normal(size=(3, D)).astype(np.float32))
-    return params, masks, x, jaxprune.trace(model, params, x)
+    graph = jaxprune.trace(model, params, x)
+    packed = pack(params, masks, graph=graph, format=patterns.NM(2, 4))
+    assert packed.dense == {}
+    return params, masks, x, graph, packed.params
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a kernel for N:M weights and up to 8 rows, which is here."""
+    candidate = kernels.Candidate("mosaic_gpu", "cpu", "nm", "tests.kernels.fake_nm")
+    monkeypatch.setattr(dispatch, "CANDIDATES", (candidate,))
+    return "fake_nm"
 
 
 @pytest.mark.standard_promotion  # the functions are written as users write them
-def test_every_way_to_a_product_gives_the_dense_result_and_its_gradients(case: Any):
-    params, masks, x, graph = case
-    packed = execute.pack(params, masks, graph=graph, format=patterns.NM(2, 4))
-    assert packed.dense == {}
-    leaves = jax.tree.leaves(packed.params, is_leaf=lambda n: hasattr(n, "todense"))
-    assert sum(hasattr(leaf, "todense") for leaf in leaves) == len(SHAPES) - 1
-    fast = execute.execute(model, packed)
+def test_every_way_to_a_product_gives_the_dense_result(case: Case, kernel: str):
+    params, _, x, _, packed = case
+    assert sum(map(is_packed, jax.tree.leaves(packed, is_leaf=is_packed))) == len(SHAPES) - 1
+    fast = execute(model, packed, implementation=kernel)
     assert fast.densified(x) == ()
+    want = jax.jit(model)(params, x)
+    np.testing.assert_allclose(jax.jit(fast)(packed, x), want, rtol=1e-5, atol=1e-6)
 
-    def loss(run: Any) -> Any:
-        def of(params: Any, x: jax.Array) -> Any:
-            y = run(params, x)
-            return jnp.sum(y * y), y
 
-        return jax.jit(jax.grad(of, (0, 1), has_aux=True, allow_int=True))
+@pytest.mark.slow(reason="compiles the gradients of fifteen products, twice")
+@pytest.mark.standard_promotion
+def test_every_way_to_a_product_gives_the_gradients_of_the_dense_weights(case: Case, kernel: str):
+    params, masks, x, _, packed = case
 
-    (grads, dx), want = loss(model)(params, x)
-    (sparse, sparse_dx), got = loss(fast)(packed.params, x)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    def gradients(run: Any, params: Any) -> Any:
+        loss = lambda params, x: jnp.sum(run(params, x) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1), allow_int=True))(params, x)
+
+    grads, dx = gradients(model, params)
+    sparse, sparse_dx = gradients(execute(model, packed, implementation=kernel), packed)
     np.testing.assert_allclose(sparse_dx, dx, rtol=1e-4, atol=1e-5)
-    floats = jax.tree.map(lambda g, w: w if g.dtype == float0 else g, sparse, packed.params)
-    dense = jax.tree.map(
-        lambda n: n.todense() if hasattr(n, "todense") else n,
-        floats,
-        is_leaf=lambda n: hasattr(n, "todense"),
-    )
-    masked = jaxprune.apply_masks(grads, masks)
-    for path, leaf in jaxprune._core.paths.flatten(masked).items():
-        found = jaxprune._core.paths.flatten(dense)[path]
+    floats = jax.tree.map(lambda g, w: w if g.dtype == float0 else g, sparse, packed)
+    dense = jax.tree.map(lambda n: n.todense() if is_packed(n) else n, floats, is_leaf=is_packed)
+    found = paths.flatten(dense)
+    for path, leaf in paths.flatten(jaxprune.apply_masks(grads, masks)).items():
         # Its gradient is rounded to bfloat16.
         close = {"rtol": 2e-2, "atol": 1e-2} if path == "half" else {"rtol": 2e-3, "atol": 1e-4}
-        pair = (np.asarray(g, np.float32) for g in (found, leaf))
+        pair = (np.asarray(g, np.float32) for g in (found[path], leaf))
         np.testing.assert_allclose(*pair, **close, err_msg=path)
 
 
-def test_views_give_the_weights_back(case: Any):
-    params, masks, _, graph = case
-    packed = execute.pack(params, masks, graph=graph, format=patterns.NM(2, 4)).params
-    for name in ("q", "out", "down"):
-        view = packed["blocks"][name]
-        assert isinstance(view, execute.MatrixView)
-        assert view.shape == SHAPES[f"blocks/{name}"]
-        np.testing.assert_array_equal(view.todense(), params["blocks"][name])
-    assert repr(packed["blocks"]["out"]) == (
-        "MatrixView([2, 2, 4, 8] as NMSparse([2, 8, 8], float32, 2:4))"
-    )
+@pytest.mark.standard_promotion
+def test_prepared_weights_are_the_dense_ones(case: Case):
+    params, _, x, _, packed = case
+    prepared = execute(model, packed).prepared(x)
+    assert jax.tree.structure(prepared) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, prepared, params)
+    view = packed["blocks"]["out"]
+    assert repr(view) == "MatrixView([2, 2, 4, 8] as NMSparse([2, 8, 8], float32, 2:4))"
+    assert view.shape == SHAPES["blocks/out"]
     assert isinstance(packed["cond"], formats.NMSparse)
     assert isinstance(packed["blocks"]["up"], formats.NMSparse)
 
@@ -155,7 +168,7 @@ def odd(p: Any, x: jax.Array) -> jax.Array:
 
 
 def odd_case() -> tuple[Any, jax.Array, jaxprune.graph.Graph]:
-    w = jnp.where(jnp.arange(8)[:, None] % 4 < 2, jnp.arange(64.0).reshape(8, 8), jnp.float32(0))
+    w = np.where(np.arange(8)[:, None] % 4 < 2, np.arange(64).reshape(8, 8), 0).astype(np.float32)
     params = {"carried": w, "fine": w, "bent": w, "table": w.T}
     x = jnp.ones((2, 8))
     return params, x, jaxprune.trace(odd, params, x)
@@ -164,7 +177,7 @@ def odd_case() -> tuple[Any, jax.Array, jaxprune.graph.Graph]:
 @pytest.mark.standard_promotion
 def test_what_cannot_be_packed_is_listed():
     params, _, graph = odd_case()
-    packed = execute.pack(params, graph=graph, format=patterns.NM(2, 4))
+    packed = pack(params, graph=graph, format=patterns.NM(2, 4))
     assert packed.dense == {"table": "it is used by add, too"}
     assert isinstance(packed.params["fine"], formats.NMSparse)
 
@@ -175,12 +188,17 @@ def test_what_is_made_dense_on_the_way_is_listed_and_right():
     compressed = {k: formats.NMSparse.from_dense(v, n=2, m=4) for k, v in params.items()
                   if k != "table"}  # fmt: skip
     compressed["table"] = params["table"]
-    fast = execute.execute(odd, compressed)
-    np.testing.assert_allclose(fast(compressed, x), odd(params, x), rtol=1e-5)
+    fast = execute(odd, compressed)
+    np.testing.assert_allclose(jax.jit(fast)(compressed, x), jax.jit(odd)(params, x), rtol=1e-5)
     noted = {(note.path, note.primitive, note.reason) for note in fast.densified(x)}
     assert noted == {
         ("carried", "scan", "a loop carries it from turn to turn"),
         ("bent", "sin", "sin takes arrays"),
+        (
+            "fine",
+            "dot_general",
+            "with 2 rows, nothing is known to be faster than dense on 'cpu'",
+        ),
     }
 
 
@@ -201,8 +219,9 @@ def test_another_product_than_the_packed_one_is_dense():
         "it is multiplied with another compressed weight": lambda p, x: x @ (p["w"] @ p["w"]),
     }  # fmt: skip
     for reason, fn in cases.items():
-        fast = execute.execute(fn, {"w": w})
-        np.testing.assert_allclose(fast({"w": w}, x), fn({"w": jnp.eye(8)}, x), rtol=1e-2)
+        fast = execute(fn, {"w": w})
+        want = jax.jit(fn)({"w": np.eye(8, dtype=np.float32)}, x)
+        np.testing.assert_allclose(jax.jit(fast)({"w": w}, x), want, rtol=1e-2)
         assert reason in {note.reason for note in fast.densified(x)}, reason
 
 
@@ -216,9 +235,7 @@ def graph_of_one() -> jaxprune.graph.Graph:
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "nothing fits": (
-        lambda: execute.pack(
-            {"w": jnp.ones((8, 8))}, graph=graph_of_one(), format=patterns.NM(2, 4)
-        ),
+        lambda: pack({"w": jnp.ones((8, 8))}, graph=graph_of_one(), format=patterns.NM(2, 4)),
         ValueError,
         "pack: no weight fits format=NM(n=2, m=4). w: NMSparse: 'w' is not 2:4: 16 groups of 4 "
         "along axis -2 keep more than 2, the first is group 0 of output 0. Pass a mask made with "
@@ -226,7 +243,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "another format.",
     ),
     "outside": (
-        lambda: execute.pack(
+        lambda: pack(
             {"w": jnp.ones((8, 8))},
             {"w": jnp.zeros((8, 8), bool)},
             graph=graph_of_one(),
@@ -237,13 +254,13 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "Pass jaxprune.apply_masks(params, masks), or another mask.",
     ),
     "format": (
-        lambda: execute.pack({"w": jnp.ones((8, 8))}, graph=graph_of_one(), format="2:4"),
+        lambda: pack({"w": jnp.ones((8, 8))}, graph=graph_of_one(), format="2:4"),
         TypeError,
         "pack: format must be NM(n, m), Block((height, width)), Unstructured() or a function, got "
         "'2:4'.",
     ),
     "dense": (
-        lambda: execute.execute(one, {"w": jnp.ones((8, 8))}),
+        lambda: execute(one, {"w": jnp.ones((8, 8))}),
         ValueError,
         "execute: packed holds no compressed weight. Compress the parameters with jaxprune.pack "
         "first.",

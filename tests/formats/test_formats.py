@@ -18,14 +18,14 @@ NM, BLOCK, BITMAP = formats.NMSparse, formats.BlockSparse, formats.Bitmap
 Make = Callable[..., Any]
 
 
-def awkward(mask: np.ndarray) -> jax.Array:
+def awkward(mask: np.ndarray) -> np.ndarray:
     """A weight with awkward live values."""
     rng = np.random.default_rng(1)
     w = rng.normal(size=mask.shape).astype(np.float32)
     w[rng.random(mask.shape) < 0.2] = -0.0
     w[rng.random(mask.shape) < 0.1] = np.nan
     w[rng.random(mask.shape) < 0.1] = -np.inf
-    return jnp.asarray(np.where(mask, w, np.float32(0)))
+    return np.where(mask, w, np.float32(0))
 
 
 def nm(n: int, m: int) -> tuple[np.ndarray, Make]:
@@ -48,8 +48,7 @@ def bitmap() -> tuple[np.ndarray, Make]:
 
 MAKERS: dict[str, Callable[[], tuple[np.ndarray, Make]]] = {
     "2:4": lambda: nm(2, 4),
-    "3:8": lambda: nm(3, 8),
-    "1:16": lambda: nm(1, 16),
+    "3:16": lambda: nm(3, 16),
     "block with room": block,
     "bitmap": bitmap,
 }
@@ -58,7 +57,7 @@ MAKERS: dict[str, Callable[[], tuple[np.ndarray, Make]]] = {
 @functools.cache
 def case(name: str) -> tuple[Any, Any, Make]:
     mask, make = MAKERS[name]()
-    return awkward(mask), jnp.asarray(mask), make
+    return awkward(mask), mask, make
 
 
 FEW = ("2:4", "block with room", "bitmap")
@@ -82,7 +81,7 @@ def test_all_bits_come_back(name: str):
 @pytest.mark.parametrize("name", FEW)
 def test_jit_vmap_and_scan_see_layers(name: str):
     w, mask, make = case(name)
-    w = jnp.nan_to_num(w)
+    w = np.nan_to_num(w)
     room: dict[str, Any] = {"count": 40} if name == "bitmap" else {}
     if name.startswith("block"):
         room = {"slots": 20}
@@ -92,9 +91,8 @@ def test_jit_vmap_and_scan_see_layers(name: str):
         whole = make(w, mask, **room)
         assert whole.shape == w.shape
         by_layer = jax.vmap(lambda w, mask: make(w, mask, **room))(w, mask)
-        scanned = jax.lax.scan(lambda _, layer: (None, layer.todense()), None, whole)[1]
-        cut = jnp.concatenate([whole[0].todense()[None], whole[1:].todense()])
-        return whole.todense(), jax.vmap(lambda w: w.todense())(by_layer), scanned, cut
+        scanned = jax.lax.scan(lambda _, layer: (None, layer.todense()), None, by_layer)[1]
+        return scanned, jnp.concatenate([whole[0].todense()[None], whole[1:].todense()])
 
     for dense in around(w, mask):
         np.testing.assert_array_equal(dense, w)
@@ -102,7 +100,7 @@ def test_jit_vmap_and_scan_see_layers(name: str):
 
 def test_a_matrix_has_no_layers():
     with pytest.raises(IndexError) as error:
-        NM.from_dense(jnp.zeros((4, 2)), n=2, m=4)[0]
+        NM.from_dense(np.zeros((4, 2), np.float32), n=2, m=4)[0]
     assert str(error.value) == (
         "NMSparse of shape (4, 2) stacks no layers; indexing takes layers. Use todense() to index "
         "a matrix."
@@ -115,8 +113,8 @@ def test_inside_jit_a_misfit_is_nan_not_a_silent_drop(name: str):
     room: dict[str, Any] = {"count": 29} if name == "bitmap" else {}
     if name.startswith("block"):
         room = {"slots": 6}
-    everything = jnp.ones_like(mask) if name == "2:4" else mask
-    dense = jax.jit(lambda w, mask: make(w, mask, **room).todense())(jnp.ones_like(w), everything)
+    everything = np.ones_like(mask) if name == "2:4" else mask
+    dense = jax.jit(lambda w, mask: make(w, mask, **room).todense())(np.ones_like(w), everything)
     assert np.isnan(dense).any()
     assert not (np.asarray(dense) == 1).any()
 
@@ -124,13 +122,13 @@ def test_inside_jit_a_misfit_is_nan_not_a_silent_drop(name: str):
 def test_the_bytes_are_those_promised():
     w, mask, make = case("2:4")
     assert make(w.astype(jnp.bfloat16), mask).nbytes / w.astype(jnp.bfloat16).nbytes == 0.5625
-    w = jnp.where(jnp.arange(64).reshape(8, 8) % 4 == 0, jnp.bfloat16(1), jnp.bfloat16(0))
+    w = (np.arange(64).reshape(8, 8) % 4 == 0).astype(jnp.bfloat16)
     assert BITMAP.from_dense(w).nbytes == 16 * 2 + 8
 
 
 def test_padding_slots_hold_nothing_and_stand_where_the_kernels_want_them():
-    w, mask, _ = case("block with room")
-    stored = BLOCK.from_dense(jnp.nan_to_num(w), mask, block=(4, 2), slots=12)[1]
+    w, mask, make = case("block with room")
+    stored = jax.tree.map(lambda leaf: np.asarray(leaf)[1], make(w, mask))
     assert int(stored.count) == 7
     assert not stored.data[7:].any()
     assert stored.rows[7:].tolist() == [0] * 5
@@ -146,7 +144,8 @@ def test_padding_slots_hold_nothing_and_stand_where_the_kernels_want_them():
 
 
 def test_a_padding_slot_does_not_hide_the_block_under_it():
-    w = jnp.zeros((4, 4)).at[:2, 2:].set(-0.0)
+    w = np.zeros((4, 4), np.float32)
+    w[:2, 2:] = -0.0
     stored = BLOCK.from_dense(w, w == w, block=(4, 4), slots=3)
     np.testing.assert_array_equal(bits(stored.todense()), bits(w))
 
@@ -154,7 +153,7 @@ def test_a_padding_slot_does_not_hide_the_block_under_it():
 @pytest.mark.parametrize("name", FEW[:2])
 def test_a_checkpoint_gives_the_format_back(name: str, tmp_path: Any):
     w, mask, make = case(name)
-    tree = {"kernel": make(w, mask), "bias": jnp.ones(3)}
+    tree = {"kernel": make(w, mask), "bias": np.ones(3, np.float32)}
     with ocp.StandardCheckpointer() as saver:
         saver.save(tmp_path / "state", tree)
     with ocp.StandardCheckpointer() as saver:
@@ -163,10 +162,9 @@ def test_a_checkpoint_gives_the_format_back(name: str, tmp_path: Any):
     np.testing.assert_array_equal(bits(got["kernel"].todense()), bits(w))
 
 
-@pytest.mark.parametrize("name", FEW[:2])
-def test_safetensors_give_the_format_back(name: str, tmp_path: Any):
-    w, mask, make = case(name)
-    tree = {"a/kernel": make(w.astype(jnp.bfloat16), mask), "bias": jnp.ones(3)}
+def test_safetensors_give_the_format_back(tmp_path: Any):
+    w, mask, make = case("2:4")
+    tree = {"a/kernel": make(w.astype(jnp.bfloat16), mask), "bias": np.ones(3, np.float32)}
     formats.save_file(tree, tmp_path / "x.safetensors")
     got = formats.load_file(tmp_path / "x.safetensors")
     assert repr(got["a/kernel"]) == repr(tree["a/kernel"])
@@ -176,7 +174,7 @@ def test_safetensors_give_the_format_back(name: str, tmp_path: Any):
 
 def test_a_broken_file_is_refused(tmp_path: Any):
     path = tmp_path / "x.safetensors"
-    formats.save_file({"w": BITMAP.from_dense(jnp.eye(4))}, path)
+    formats.save_file({"w": BITMAP.from_dense(np.eye(4, dtype=np.float32))}, path)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"x\.safetensors is no complete safetensors file: .*anew"):
         formats.load_file(path)
@@ -184,15 +182,16 @@ def test_a_broken_file_is_refused(tmp_path: Any):
 
 def test_nm_keeps_the_sharding_of_its_axes(mesh: jax.sharding.Mesh):
     w, mask, _ = case("2:4")
-    w = jnp.nan_to_num(w)
+    w = np.nan_to_num(w)
     place = NamedSharding(mesh, PartitionSpec(None, "data", "model"))
     w, mask = jax.device_put(w, place), jax.device_put(mask, place)
     sparse = NM.from_dense(w, mask, n=2, m=4)
     for leaf in sparse.packed:
         spec = (*leaf.sharding.spec, None, None, None)
         assert spec[:3] == (None, "model", "data"), leaf.sharding
-    dense = jax.jit(lambda sparse: sparse.todense())(sparse)
-    np.testing.assert_array_equal(dense, w)
+    np.testing.assert_array_equal(sparse.todense(), w)
+    scale = sparse.quantize(jnp.int8).scale
+    assert (*scale.sharding.spec, None)[:2] == (None, "model"), scale.sharding
 
 
 class Mirrored(formats.layouts.PlainLayout):
@@ -243,7 +242,7 @@ def test_arrays_cut_under_a_layout_are_found_out():
     )
 
 
-ONES = jnp.ones((8, 4))
+ONES = np.ones((8, 4), np.float32)
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "pattern": (
         lambda: NM.from_dense(ONES, n=2, m=4, path="a/kernel"),
@@ -252,13 +251,13 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "is group 0 of output 0. Pass a mask made with pattern=jaxprune.NM(2, 4), or another n.",
     ),
     "nan outside": (
-        lambda: NM.from_dense(jnp.where(ONES == 1, jnp.nan, ONES), ONES == 0, n=2, m=4),
+        lambda: NM.from_dense(ONES * np.float32(np.nan), ONES == 0, n=2, m=4),
         ValueError,
         "NMSparse: w has 32 values outside its mask that are not zero, the first at index (0, 0). "
         "Pass jaxprune.apply_masks(params, masks), or another mask.",
     ),
     "multiple": (
-        lambda: NM.from_dense(jnp.ones((6, 4)), n=2, m=4),
+        lambda: NM.from_dense(np.ones((6, 4)), n=2, m=4),
         ValueError,
         "NMSparse: axis -2 of w of shape (6, 4) has length 6, which must be a multiple of m=4. Pad "
         "it with zeros to 8, or leave the weight dense.",
@@ -274,18 +273,18 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "NMSparse: n must be an integer, got '2'.",
     ),
     "integers": (
-        lambda: BITMAP.from_dense(jnp.ones((2, 2), jnp.int8), path="w"),
+        lambda: BITMAP.from_dense(np.ones((2, 2), np.int8), path="w"),
         TypeError,
         "Bitmap: 'w' has dtype int8; a format holds floating-point weights. Convert it with astype "
         "first.",
     ),
     "vector": (
-        lambda: BITMAP.from_dense(jnp.ones(2)),
+        lambda: BITMAP.from_dense(np.ones(2)),
         ValueError,
         "Bitmap: w has shape (2,); a format holds matrices [..., in, out]. Leave vectors dense.",
     ),
     "mask": (
-        lambda: BITMAP.from_dense(ONES, jnp.ones((8, 4), jnp.int8)),
+        lambda: BITMAP.from_dense(ONES, np.ones((8, 4), np.int8)),
         ValueError,
         "Bitmap: mask must be boolean of the shape (8, 4) of w, got int8 of shape (8, 4). True = "
         "kept; a packed mask is unpacked first.",
@@ -302,7 +301,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "values.",
     ),
     "in part": (
-        lambda: BLOCK.from_dense(jnp.tril(ONES), jnp.tril(ONES == 1), block=(4, 4), path="w"),
+        lambda: BLOCK.from_dense(np.tril(ONES), np.tril(ONES == 1), block=(4, 4), path="w"),
         ValueError,
         "BlockSparse: the mask of 'w' keeps 1 blocks of 4 × 4 in part, the first at (0, 0) of the "
         "grid of blocks. Make it with pattern=jaxprune.Block((4, 4)).",
@@ -342,7 +341,7 @@ def test_a_misfit_is_refused(name: str):
 
 
 def test_without_a_mask_zeros_are_pruned_and_nan_is_not():
-    w = jnp.array([[0.0, jnp.nan, -0.0, jnp.inf]]).T
+    w = np.array([[0.0, np.nan, -0.0, np.inf]], np.float32).T
     sparse = NM.from_dense(w, n=2, m=4)
     assert sparse.unpack()[1].tolist() == [[[1, 3]]]
     np.testing.assert_array_equal(sparse.todense(), w)

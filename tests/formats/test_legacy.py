@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -52,9 +51,8 @@ def sparse(shape: tuple[int, int], dtype: Any, rng: np.random.Generator) -> np.n
     return np.where(keep.reshape(shape), rng.normal(size=shape), 0).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
-def test_both_layouts_are_read(dtype: Any, rng: np.random.Generator, tmp_path: Path):
-    a, b = sparse((6, 12), dtype, rng), sparse((5, 20), dtype, rng)
+def test_both_layouts_are_read(rng: np.random.Generator, tmp_path: Path):
+    a, b = sparse((6, 12), ml_dtypes.bfloat16, rng), sparse((5, 20), ml_dtypes.float8_e4m3fn, rng)
     tensors = {f"model.a.{part}": array for part, array in bitmask24(a).items()}
     tensors |= {f"model.b.weight.{part}": array for part, array in bitmask(b).items()}
     tensors["model.norm.weight"] = np.ones(3, np.float32)
@@ -65,7 +63,7 @@ def test_both_layouts_are_read(dtype: Any, rng: np.random.Generator, tmp_path: P
     assert isinstance(got["model.b.weight"], formats.Bitmap)
     for name, want in (("model.a.weight", a), ("model.b.weight", b)):
         dense = np.asarray(got[name].todense())
-        assert dense.dtype == dtype
+        assert dense.dtype == want.dtype
         np.testing.assert_array_equal(dense.T.astype(np.float32), want.astype(np.float32))
 
 
@@ -101,7 +99,7 @@ def test_contradictions_are_refused(change: dict[str, Any], text: str, tmp_path:
 
 def test_a_part_of_a_format_that_is_missing_is_named(tmp_path: Path):
     path = tmp_path / "model.safetensors"
-    formats.save_file({"w": formats.Bitmap.from_dense(jnp.eye(2))}, path)
+    formats.save_file({"w": formats.Bitmap.from_dense(np.eye(2, dtype=np.float32))}, path)
     tensors, metadata = formats.files.read_tensors(path)
     save_file({"w.bits": np.asarray(tensors["w.bits"])}, path, metadata=metadata)
     with pytest.raises(ValueError) as error:
@@ -111,7 +109,7 @@ def test_a_part_of_a_format_that_is_missing_is_named(tmp_path: Path):
 
 def test_two_tensors_of_one_name_are_refused(tmp_path: Path):
     path = tmp_path / "model.safetensors"
-    weights = {"w": formats.Bitmap.from_dense(jnp.eye(2)), "w.bits": jnp.ones(2)}
+    weights = {"w": formats.Bitmap.from_dense(np.eye(2, dtype=np.float32)), "w.bits": np.ones(2)}
     with pytest.raises(ValueError) as error:
         formats.save_file(weights, path)
     assert str(error.value) == f"two tensors of {path} have one name: 'w.bits'. Rename one."

@@ -47,4 +47,4 @@ def matmul(
     values, positions = unpack(packed, n=n, m=m, k=x.shape[1], n_out=n_out)
     groups = jnp.arange(values.shape[1], dtype=jnp.int32)[None, :, None] * m
     taken = x[:, groups + positions.astype(jnp.int32)]
-    return jnp.sum(taken * values[None], (-1, -2))
+    return jnp.sum(taken * values.astype(x.dtype)[None], (-1, -2))
