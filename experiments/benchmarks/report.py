@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import calibration, overhead, selection, timing
+from experiments.benchmarks import (
+    calibration,
+    decoding,
+    kernels,
+    overhead,
+    selection,
+    sparse_training,
+    timing,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 Section = dict[str, Any]
@@ -54,12 +62,43 @@ is the share of weights on which both agree, `error` the squared error of the la
 their squares. `TF32` says of which type the products of the forward pass are.
 """
 
+KERNELS = """\
+## Products with compressed weights
+
+Dense is XLA's product with an ordinary weight that has the same zeros. `fastest` is the fastest
+implementation that is right, with its settings if they are not the default; `error` is relative, in
+the norm, to sums in float32. `roofline` is the share of what the device allows: of a copy's
+bandwidth, or of the operations of a large dense product, on what is stored. `its roofline` is the
+same of the dense product: a large one below 100% ran slower among the others than at the start of
+the run, where the rate was measured; why is not established. A kernel compared with that rate has a
+speed-up of so much less. Products of up to 256 rows go round as many weights as no cache holds.
+Sizes are rows of x, inputs and outputs; blocks are pruned without a balance.
+"""
+
+PEERS = """
+torch's peers, in the same run, are the fastest of cuSPARSELt as torch calls it and with its
+algorithm searched for, or of its kernels for block rows.
+"""
+
+MODELS = """\
+## Whole models on compressed weights
+
+`jaxprune.execute` runs the same function on packed weights, in the process that runs it dense.
+"""
+
 
 def page(results: Sequence[dict[str, Section]]) -> str:
     """Return the page's text."""
     parts = [HEAD, SELECTION, *_tables(results, "selection", _selection), OVERHEAD]
     parts += _tables(results, "overhead", _overhead)
     parts += [CALIBRATION, *_tables(results, "calibration", _calibration)]
+    if any("kernels" in result for result in results):
+        parts += [KERNELS, *(text for result in results for text in _kernels(result))]
+    wholes = {"decoding": decoding.table, "sparse_training": sparse_training.table}
+    if any(name in result for result in results for name in wholes):
+        parts.append(MODELS)
+        for name, table in wholes.items():
+            parts += _tables(results, name, lambda s, t=table: _whole(s, t))
     return "\n".join(parts)
 
 
@@ -116,6 +155,28 @@ def _calibration(section: Section) -> str:
         for part, table in tables.items()
         if part in section
     )
+
+
+def _kernels(result: dict[str, Section]) -> Iterator[str]:
+    peers = result.get("kernels_torch", {"rows": []})["rows"]
+
+    def body(section: Section) -> str:
+        top = section["ceilings"]
+        rates = f"{top['bytes'] / 1e9:.0f} GB/s in a copy, {top['flops'] / 1e12:.3g} TFLOP/s dense"
+        table = _markdown(*kernels.table(section["products"], peers))
+        missed = (
+            f"\n{section['missed']} more products were not reached.\n" if section["missed"] else ""
+        )
+        return f"{rates}.\n\n{table}{missed}{PEERS if peers else ''}"
+
+    return _tables([result], "kernels", body)
+
+
+def _whole(section: Section, table: Callable[[Sequence[Section]], Any]) -> str:
+    model = section["model"]
+    shape = f"{model['num_hidden_layers']} layers of {model['hidden_size']}"
+    wide = f"{model['intermediate_size']} in the feed-forward layer"
+    return f"{shape}, {wide}.\n\n{_markdown(*table(section['rows']))}"
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def save(section: str, settings: Sequence[str], content: Mapping[str, Any], fold
 
     Args:
       section: the benchmark's module.
-      settings: its command line; all but the folder is kept with the result.
+      settings: its command line; all but the paths it writes to is kept with the result.
       content: what was measured.
       folder: holds one file for each device.
 
@@ -96,9 +96,10 @@ def save(section: str, settings: Sequence[str], content: Mapping[str, Any], fold
     path = folder / f"{re.sub('[^a-z0-9]+', '-', where['device'].lower()).strip('-')}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     kept = list(settings)
-    if "--output" in kept:
-        at = kept.index("--output")
-        del kept[at : at + 2]
+    for option in ("--output", "--runs", "--table"):
+        if option in kept:
+            at = kept.index(option)
+            del kept[at : at + 2]
     command = shlex.join(["python", "-m", f"experiments.benchmarks.{section}", *kept])
     known[section] = {**where, "command": command, **content}
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.text import Text
 from safetensors import SafetensorError
 
+from jaxprune.cli.bench import bench
 from jaxprune.cli.evaluate import evaluate
 from jaxprune.cli.inspect import inspect
 from jaxprune.cli.llm import llm
 
-_COMMANDS = {"llm": llm, "eval": evaluate, "inspect": inspect}
+_COMMANDS = {"llm": llm, "eval": evaluate, "inspect": inspect, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Products with compressed weights: one function, several implementations."""
 
+from jaxprune.kernels import autotune as autotune
 from jaxprune.kernels import tuning as tuning
 from jaxprune.kernels.dispatch import CANDIDATES as CANDIDATES
 from jaxprune.kernels.dispatch import Candidate as Candidate

@@ -149,7 +149,7 @@ def _refusal(kernel: Candidate, rows: int, w: Any) -> str | None:
     if kernel.platform != jax.default_backend():
         return f"needs the platform {kernel.platform!r}"
     if w.scale is not None and w.value_dtype.name not in kernel.quantized:
-        return f"takes no {w.value_dtype} values. Use implementation='xla'."
+        return f"takes no {w.value_dtype} values"
     k, n_out = w.shape[-2:]
     size = (rows, k, n_out, w.dtype)
     if isinstance(w, NMSparse) and kernel.form == "nm":

@@ -16,6 +16,9 @@ from jaxprune.formats import Bitmap, BlockSparse, NMSparse
 PATH = Path(__file__).with_name("tuning.json")
 """The table that comes with the package."""
 
+ESTIMATES = PATH.with_name("tuning_tpu.json")
+"""The table of what a compiler estimates for TPUs, where nothing was measured."""
+
 VARIABLE = "JAXPRUNE_TUNING"
 """Environment variable: the path of a table that goes before the package's."""
 
@@ -62,12 +65,14 @@ class Entry:
       best: ``"dense"``, ``"xla"``, or a kernel's module.
       speedup: dense time divided by the time of ``best``.
       config: fields of the kernel's ``Config``; None for its default.
+      estimated: it was not measured, but a compiler's estimate.
     """
 
     product: Product
     best: str
     speedup: float
     config: Mapping[str, Any] | None = None
+    estimated: bool = False
 
 
 def product_of(rows: int, w: Any, device: str) -> Product:
@@ -104,7 +109,7 @@ def _kind(w: Any) -> tuple[str, float]:
 
 
 def near(product: Product, entries: Iterable[Entry]) -> list[Entry]:
-    """Return the entries that speak for a product, the nearest first.
+    """Return the entries that speak for a product, the nearest first, and estimates last.
 
     Args:
       product: which product.
@@ -121,8 +126,9 @@ def near(product: Product, entries: Iterable[Entry]) -> list[Entry]:
       >>> [e.best for e in tuning.near(small, [entry])]
       ['xla']
     """
-    found = [(product.octaves(entry.product), i, entry) for i, entry in enumerate(entries)]
-    return [entry for octaves, _, entry in sorted(found, key=lambda f: f[:2]) if octaves <= NEAR]
+    found = [(product.octaves(entry.product), entry) for entry in entries]
+    close = [(octaves, entry) for octaves, entry in found if octaves <= NEAR]
+    return [entry for _, entry in sorted(close, key=lambda f: (f[1].estimated, f[0]))]
 
 
 def load(path: str | Path) -> tuple[Entry, ...]:
@@ -174,13 +180,13 @@ def save(entries: Iterable[Entry], path: str | Path) -> None:
 
 
 def table() -> tuple[Entry, ...]:
-    """Return the entries that hold here: those of ``$JAXPRUNE_TUNING``, then the package's.
+    """Return the entries that hold: those of ``$JAXPRUNE_TUNING``, the package's, its estimates.
 
     Returns:
       Entries, those that go first first.
     """
     own = os.environ.get(VARIABLE)
-    return (_cached(own) if own else ()) + _cached(str(PATH))
+    return (_cached(own) if own else ()) + _cached(str(PATH)) + _cached(str(ESTIMATES))
 
 
 _cached = functools.lru_cache(load)

@@ -17,7 +17,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
     text = shown(capsys)
-    assert text.startswith("usage: jaxprune [-h] {llm,eval,inspect}")
+    assert text.startswith("usage: jaxprune [-h] {llm,eval,inspect,bench}")
     for line in (
         "Prune a language model in one shot, and measure what it lost.",
         "Measure the perplexity of a language model on a text.",
