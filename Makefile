@@ -6,6 +6,7 @@ ARGS ?=
 
 VENV := .venv
 NEWEST := .venv-newest
+AOT := .venv-gpu-aot
 BIN := $(VENV)/bin
 PYTEST := -m pytest -n 2 -q
 SOURCES := jaxprune tests docs conftest.py $(wildcard experiments)
@@ -13,7 +14,7 @@ SOURCES := jaxprune tests docs conftest.py $(wildcard experiments)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help install demo test slow test-newest quick format lint docs figures golden clean
+.PHONY: help install demo test slow test-newest test-gpu-aot quick format lint docs figures golden clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +36,10 @@ slow: install  ## the tests that `make test` leaves out: every transform with ev
 
 test-newest: $(NEWEST)/installed  ## tests and doctests on the newest Python and jax
 	$(NEWEST)/bin/python $(PYTEST) -m "not slow" $(ARGS)
+
+test-gpu-aot: $(AOT)/installed  ## compile GPU kernels for the H100 without one (2.6 GB of packages)
+	JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 \
+	  $(AOT)/bin/python -m pytest -q -s tests/kernels/aot_gpu_*.py $(ARGS)
 
 quick: install  ## the tests that take no data and no time
 	$(BIN)/python $(PYTEST) -m "not slow and not real" $(ARGS)
@@ -58,7 +63,7 @@ golden: install  ## store the public surface anew, after an intended change
 	$(BIN)/python -m tests.habits.surface
 
 clean:  ## remove what make has made
-	rm -rf $(VENV) $(NEWEST) docs/_build build dist
+	rm -rf $(VENV) $(NEWEST) $(AOT) docs/_build build dist
 
 # The stamps are younger than what they were made from, or made anew.
 $(VENV)/installed: pyproject.toml constraints/oldest.txt
@@ -72,4 +77,11 @@ $(NEWEST)/installed: pyproject.toml constraints/newest.txt
 	@test -n "$(PYTHON_NEWEST)"
 	"$(PYTHON_NEWEST)" -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install -q -c constraints/newest.txt -e '.[test]'
+	@touch $@
+
+$(AOT)/installed: pyproject.toml tests/kernels/requirements-aot-gpu.txt
+	@test -n "$(PYTHON_NEWEST)"
+	"$(PYTHON_NEWEST)" -m venv $(AOT)
+	$(AOT)/bin/python -m pip install -q jax==0.11.2 jaxlib==0.11.2 -e '.[test]'
+	$(AOT)/bin/python -m pip install -q --no-deps -r tests/kernels/requirements-aot-gpu.txt
 	@touch $@
