@@ -12,6 +12,7 @@ PYTEST := -m pytest -n 2 -q
 SOURCES := jaxprune tests docs conftest.py $(wildcard experiments)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export JAX_PLATFORMS ?= cpu
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: help install demo test slow test-newest test-gpu-aot quick format lint docs figures golden clean

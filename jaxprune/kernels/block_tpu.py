@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.kernels.block_tpu_gradient import weight_gradient
-from jaxprune.kernels.block_tpu_kernel import LANES, Config, product
+from jaxprune.kernels._tpu import LANES, refusal
+from jaxprune.kernels.block_tpu_gradient import most_rows, weight_gradient
+from jaxprune.kernels.block_tpu_kernel import Config, product
 from jaxprune.kernels.block_tpu_steps import plan
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "weight_gradient",
 ]
 
-_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 _FAST_BYTES = 40 << 20  # of the 64 MiB that v5p has, the least of v5e, v5p and v6e
 _PER_STEP = ((128, 8), (256, 4), (512, 2))  # blocks of up to such sides, and how many pay a step
 _SCALARS = 1 << 16  # stored blocks of which the scalar memory holds the places
@@ -53,10 +53,9 @@ def supports(
     Returns:
       None, or the rest of a sentence.
     """
-    if "TPU" not in device_kind:
-        return f"needs a TPU, not {device_kind}. Use implementation='xla'."
-    if jnp.dtype(dtype) not in _DTYPES:
-        return f"needs float32 or bfloat16, not {jnp.dtype(dtype).name}. Convert x and the blocks."
+    reason = refusal(dtype, device_kind)
+    if reason is not None:
+        return reason
     if block[0] % LANES or block[1] % LANES:
         return (
             f"needs blocks whose sides are multiples of {LANES}, not {block[0]} × {block[1]}. "
@@ -69,7 +68,8 @@ def supports(
             "the weight."
         )
     config = default(rows, max(k, n_out), dtype, block)
-    if _fast_bytes(config, max(k, n_out), dtype, block) > _FAST_BYTES:
+    fits = _fast_bytes(config, max(k, n_out), dtype, block) <= _FAST_BYTES
+    if not fits or not most_rows(dtype, block):
         return (
             f"cannot hold {config.rows} rows of {max(k, n_out)} entries and two blocks of "
             f"{block[0]} × {block[1]} in fast memory. Split the weight, or use smaller blocks."
@@ -135,7 +135,7 @@ def forward(
     n_out: int,
     count: Any = None,
     config: Config | None = None,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> jax.Array:
     """Multiply x by a block-sparse weight.
 
@@ -148,7 +148,7 @@ def forward(
       n_out: N.
       count: slots that hold blocks, scalar; the others cost nothing. None multiplies all.
       config: how the product is cut; `default` by default.
-      interpret: run in plain jax, on any device.
+      interpret: run on any device: True, or Pallas' ``InterpretParams`` for TPUs.
 
     Returns:
       (rows, N) of the type of ``x``; sums are in float32. Block columns without blocks are zero.
@@ -171,7 +171,7 @@ def input_gradient(
     k: int,
     count: Any = None,
     config: Config | None = None,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> jax.Array:
     """Multiply dy by the transpose of a block-sparse weight, whose blocks stay as they are.
 
@@ -186,7 +186,7 @@ def input_gradient(
       count: slots that hold blocks, scalar; the others, which stand last in row 0, cost nothing.
         None multiplies all.
       config: how the product is cut; `default` by default.
-      interpret: run in plain jax, on any device.
+      interpret: run on any device: True, or Pallas' ``InterpretParams`` for TPUs.
 
     Returns:
       (rows, K) of the type of ``dy``; sums are in float32. Block rows without blocks are zero.

@@ -12,14 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu
 
-from jaxprune.kernels.block_tpu_kernel import FAST_LIMIT
+from jaxprune.kernels._tpu import FAST_LIMIT, SUBLANES, pltpu, result
 
-pltpu: Any = tpu  # not type-checked: it differs between versions of jax
-
-_ROWS = 16  # rows of a register of 16-bit numbers
-_FAST_BYTES = 32 << 20  # what the operands may take of it
+_FAST_BYTES = 32 << 20  # what the operands may take of fast memory
+_SPARE = 4 << 20  # what the compiler takes
 
 
 class Config(NamedTuple):
@@ -56,11 +53,24 @@ def default(rows: int, dtype: Any, block: tuple[int, int]) -> Config:
       block: height and width of a block.
     """
     narrow = block[0] * block[1] < 256 * 256  # a product of few columns takes time to begin
-    chunk = min(1024 if narrow else 512, -(-rows // _ROWS) * _ROWS)
-    most = _FAST_BYTES // (2 * sum(block) * jnp.dtype(dtype).itemsize)
+    most = most_rows(dtype, block)
+    chunk = min(1024 if narrow else 512, most, -(-rows // SUBLANES) * SUBLANES)
     whole = pl.cdiv(rows, chunk)
-    parts = pl.cdiv(whole, max(most // chunk, 1))
+    parts = pl.cdiv(whole, most // chunk)
     return Config(chunk * pl.cdiv(whole, parts), chunk)
+
+
+def most_rows(dtype: Any, block: tuple[int, int]) -> int:
+    """Return how many rows of both operands fast memory holds beside a block; 0 if it does not.
+
+    Args:
+      dtype: their type.
+      block: height and width of a block.
+    """
+    size = jnp.dtype(dtype).itemsize
+    sums = block[0] * block[1] * (4 + 2 * size)  # in float32, and what is written, twice
+    room = min(_FAST_BYTES, FAST_LIMIT - _SPARE - sums)
+    return max(room // (2 * sum(block) * size) // SUBLANES * SUBLANES, 0)
 
 
 def weight_gradient(
@@ -72,7 +82,7 @@ def weight_gradient(
     block: tuple[int, int],
     count: Any = None,
     config: Config | None = None,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> jax.Array:
     """Multiply the transpose of x by dy, at the stored blocks.
 
@@ -84,7 +94,7 @@ def weight_gradient(
       block: height and width of a block.
       count: slots that hold blocks, scalar; the others are zero. None computes all.
       config: how the sum over rows is cut; `default` by default.
-      interpret: run in plain jax, on any device.
+      interpret: run on any device: True, or Pallas' ``InterpretParams`` for TPUs.
 
     Returns:
       (S, bk, bn) of the type of ``x``; sums are in float32.
@@ -108,7 +118,7 @@ def weight_gradient(
     return pl.pallas_call(
         functools.partial(_kernel, chunk=chunk),
         grid_spec=grid_spec,
-        out_shape=jax.ShapeDtypeStruct((slots, *block), x.dtype),
+        out_shape=result((slots, *block), x.dtype, x, dy, live, rows, columns),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=FAST_LIMIT
         ),
@@ -131,7 +141,7 @@ def _kernel(
 
     @pl.loop(0, jnp.where(slot < live[0], x.shape[0] // chunk, 0))
     def _(place: jax.Array) -> None:
-        rows = pl.ds(pl.multiple_of(place * chunk, _ROWS), chunk)
+        rows = pl.ds(pl.multiple_of(place * chunk, SUBLANES), chunk)
         axes = (((0,), (0,)), ((), ()))
         total[...] += lax.dot_general(
             x[rows, :], dy[rows, :], axes, preferred_element_type=jnp.float32

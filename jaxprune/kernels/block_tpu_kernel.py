@@ -8,14 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu
 
+from jaxprune.kernels._tpu import FAST_LIMIT, LANES, pltpu, result
 from jaxprune.kernels.block_tpu_steps import Steps
-
-pltpu: Any = tpu  # not type-checked: it differs between versions of jax
-
-LANES = 128
-FAST_LIMIT = 60 << 20  # bytes; v5p has 64 MiB, the least of v5e, v5p and v6e
 
 
 class Config(NamedTuple):
@@ -38,7 +33,7 @@ def product(
     config: Config,
     *,
     transposed: bool,
-    interpret: bool,
+    interpret: Any,
 ) -> jax.Array:
     """Multiply x by a block-sparse weight or its transpose.
 
@@ -49,7 +44,7 @@ def product(
       width: columns of the result.
       config: how the product is cut.
       transposed: multiply by the transpose.
-      interpret: run in plain jax, on any device.
+      interpret: run on any device: True, or Pallas' ``InterpretParams`` for TPUs.
     """
     side = data.shape[1] if transposed else data.shape[2]
     grid_spec = pltpu.PrefetchScalarGridSpec(
@@ -69,7 +64,7 @@ def product(
     return pl.pallas_call(
         functools.partial(_kernel, transposed=transposed),
         grid_spec=grid_spec,
-        out_shape=jax.ShapeDtypeStruct((x.shape[0], width), x.dtype),
+        out_shape=result((x.shape[0], width), x.dtype, x, data, *steps),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
             vmem_limit_bytes=FAST_LIMIT,

@@ -65,7 +65,7 @@ def layout_of(rows: int, w: NMSparse) -> Layout:
       >>> kernels.layout_of(1, w)
       PlainLayout()
     """
-    for entry in _entries(rows, w):
+    for entry in tuning.near(tuning.product_of(rows, w, device_kind()), tuning.table()):
         if entry.best in (XLA, DENSE):
             break
         kernel = _find(entry.best)
@@ -107,13 +107,20 @@ def choose(rows: int, w: Any, implementation: str | None, config: Any = None) ->
     )
 
 
+def is_partitioned(*trees: Any) -> bool:
+    """Return whether the compiler divides a product among devices, as it cannot divide a kernel."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(trees)]
+    return any(mesh.size > 1 and not mesh.are_all_axes_manual for mesh in meshes)
+
+
 def device_kind() -> str:
     """Return the kind of the default device."""
     return jax.devices()[0].device_kind
 
 
 def _fastest(rows: int, w: Any) -> Choice:
-    for entry in _entries(rows, w):
+    product = tuning.product_of(rows, w, device_kind())
+    for entry in tuning.near(product, tuning.table()):
         if entry.best in (XLA, DENSE):
             return choose(rows, w, entry.best)
         kernel = _find(entry.best)
@@ -121,13 +128,11 @@ def _fastest(rows: int, w: Any) -> Choice:
             continue
         # Packing anew for each product would cost more than the kernel gains.
         if not isinstance(w, NMSparse) or w.layout == KernelLayout(kernel.kernel):
-            made = None if entry.config is None else kernel.load().Config(**entry.config)
-            return Choice(kernel, made)
+            # Settings of another size may not fit the kernel's memory.
+            if entry.config is None or product.octaves(entry.product) > 0:
+                return Choice(kernel)
+            return Choice(kernel, kernel.load().Config(**entry.config))
     return Choice()
-
-
-def _entries(rows: int, w: Any) -> Sequence[tuning.Entry]:
-    return tuning.near(tuning.product_of(rows, w, device_kind()), tuning.table())
 
 
 def _find(kernel: str) -> Candidate | None:

@@ -12,16 +12,16 @@ limited by its arithmetic, which this kernel does not reduce.
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu
 
+from jaxprune.kernels._tpu import FAST_LIMIT, LANES, SUBLANES, pltpu, refusal, result
 from jaxprune.kernels.nm_tpu_layout import (
-    LANES,
     Code,
     Packed,
     code,
@@ -34,14 +34,10 @@ from jaxprune.kernels.nm_tpu_layout import (
 
 __all__ = ["Config", "Packed", "configs", "default", "matmul", "pack", "supports", "unpack"]
 
-pltpu: Any = tpu  # not type-checked: it differs between versions of jax
-
-_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
-_ROWS = 16  # of a register of 16-bit numbers
 _MOST_ROWS = 128  # above, the arithmetic of the dense product takes as long as reading it
 _MOST_MEMBERS = 16
-_FAST_LIMIT = 60 << 20  # bytes; v5p has 64 MiB, the least of v5e, v5p and v6e
-_FAST_BYTES = 40 << 20  # what a step's operands may take of it
+_X_BYTES = 36 << 20  # of fast memory
+_VALUE_BYTES = 18 << 20
 _WIDTHS = (1024, 512, 256, LANES)
 
 
@@ -79,10 +75,9 @@ def supports(
       None, or the rest of a sentence.
     """
     del n_out
-    if "TPU" not in device_kind:
-        return f"needs a TPU, not {device_kind}. Use implementation='xla'."
-    if jnp.dtype(dtype) not in _DTYPES:
-        return f"needs float32 or bfloat16, not {jnp.dtype(dtype).name}. Convert x."
+    reason = refusal(dtype, device_kind)
+    if reason is not None:
+        return reason
     if not 0 < n < m <= _MOST_MEMBERS:
         return (
             f"takes groups of at most {_MOST_MEMBERS} members, not {n}:{m}. Use "
@@ -92,7 +87,7 @@ def supports(
         return f"takes 1 to {_MOST_ROWS} rows, not {rows}. Use implementation='xla'."
     if k % m:
         return f"needs k to be a multiple of {m}, not {k}. Pad x and the weight with zeros."
-    if 2 * (rows + _ROWS) * k * jnp.dtype(dtype).itemsize > _FAST_BYTES:
+    if 2 * _whole(rows, SUBLANES) * k * jnp.dtype(dtype).itemsize > _X_BYTES:
         return f"cannot hold {rows} rows of {k} entries in fast memory. Split x along its rows."
     return None
 
@@ -109,7 +104,8 @@ def configs(rows: int, k: int, n_out: int, n: int, m: int) -> list[Config]:
     """
     first = default(rows, k, n_out, n, m)
     depths = [d for d in (128, 256) if tile(k // m, n, m) % d == 0]
-    widths = [w for w in (2048, *_WIDTHS) if w <= max(n_out, LANES)]
+    fitting = _widths(tile(k // m, n, m), n)
+    widths = [w for w in fitting if w <= max(n_out, LANES)]
     cuts = itertools.product(widths, (128, 256), depths, (False, True))
     tried = [Config(w, min(w, chunk), d, narrow) for w, chunk, d, narrow in cuts]
     return [first, *dict.fromkeys(c for c in tried if c != first)]
@@ -128,13 +124,23 @@ def default(rows: int, k: int, n_out: int, n: int, m: int, *, device_kind: str =
         by 128 × 128, and compute with 16-bit numbers, which older ones convert.
     """
     del rows
-    whole = -(-n_out // LANES) * LANES
-    columns = next(width for width in _WIDTHS if -whole % width * 8 <= whole)
-    size = tile(k // m, n, m)
+    whole, size = _whole(n_out, LANES), tile(k // m, n, m)
+    widths = [width for width in _widths(size, n) if width <= 1024]
+    columns = next(width for width in widths if -whole % width * 8 <= whole)
     if "v6" in device_kind:
         return Config(columns, min(columns, 256), min(size, 256), narrow=True)
     chunk = LANES if n > 1 and m < 8 else min(columns, 256)
     return Config(columns, chunk, LANES, narrow=n > 3)
+
+
+def _widths(size: int, n: int) -> list[int]:
+    """Return how many columns a step may read of tiles of so many groups: their values fit."""
+    most = _VALUE_BYTES // (2 * n * size * 4)
+    return [width for width in (2048, *_WIDTHS) if width <= most]
+
+
+def _whole(a: int, unit: int) -> int:
+    return -(-a // unit) * unit
 
 
 def matmul(
@@ -145,7 +151,7 @@ def matmul(
     m: int,
     n_out: int,
     config: Config | None = None,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> jax.Array:
     """Multiply rows by an N:M weight.
 
@@ -155,43 +161,49 @@ def matmul(
       n: kept members of a group.
       m: members of a group.
       n_out: N, columns of the weight.
-      config: how the product is cut; `default` by default.
-      interpret: run in plain jax, on any device.
+      config: how the product is cut; `default` of the first device by default.
+      interpret: run on any device: True, or Pallas' ``InterpretParams`` for TPUs.
 
     Returns:
       (rows, N) of the type of ``x``; sums are in float32.
     """
     rows, k = x.shape
-    config = config or default(rows, k, n_out, n, m)
-    x = jnp.pad(x, ((0, -rows % _ROWS), (0, 0)))
-    members = permuted(x, m, packed.values.shape[1])
+    if config is None:
+        config = default(rows, k, n_out, n, m, device_kind=jax.devices()[0].device_kind)
     size = tile(k // m, n, m)
-    return _product(members, packed, (n, m, size), config, interpret)[:rows, :n_out]
+    config = config._replace(depth=math.gcd(config.depth, size))  # it may be another size's
+    members = permuted(x, m, packed.values.shape[1])
+    return _product(members, packed, (n, m, size), n_out, config, interpret)
 
 
 def _product(
-    x: jax.Array, packed: Packed, pattern: tuple[int, int, int], config: Config, interpret: bool
+    x: jax.Array,
+    packed: Packed,
+    pattern: tuple[int, int, int],
+    n_out: int,
+    config: Config,
+    interpret: Any,
 ) -> jax.Array:
-    """Return (rows, padded columns) of (m, rows, groups), the weight, n, m and groups of a tile."""
+    """Return (rows, n_out) of (m, rows, groups), the weight, n, m and groups of a tile."""
     n, m, size = pattern
     _, rows, groups = x.shape
-    columns, per_word = packed.words.shape[1], code(n, m).per_word
+    height, per_word = _whole(rows, SUBLANES), code(n, m).per_word
     grid_spec = pl.GridSpec(
-        grid=(pl.cdiv(columns, config.columns), groups // size),
+        grid=(pl.cdiv(n_out, config.columns), groups // size),
         in_specs=[
-            pl.BlockSpec((m, rows, groups), lambda j, g: (0, 0, 0)),
+            pl.BlockSpec((m, height, groups), lambda j, g: (0, 0, 0)),
             pl.BlockSpec((n, size, config.columns), lambda j, g: (0, g, j)),
             pl.BlockSpec((size // per_word, config.columns), lambda j, g: (g, j)),
         ],
-        out_specs=pl.BlockSpec((rows, config.columns), lambda j, g: (0, j)),
-        scratch_shapes=[pltpu.VMEM((rows, config.columns), jnp.float32)],
+        out_specs=pl.BlockSpec((height, config.columns), lambda j, g: (0, j)),
+        scratch_shapes=[pltpu.VMEM((height, config.columns), jnp.float32)],
     )
     return pl.pallas_call(
         functools.partial(_kernel, n=n, m=m, config=config),
         grid_spec=grid_spec,
-        out_shape=jax.ShapeDtypeStruct((rows, columns), x.dtype),
+        out_shape=result((rows, n_out), x.dtype, x, *packed),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_FAST_LIMIT
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=FAST_LIMIT
         ),
         cost_estimate=_cost(x, packed),
         interpret=interpret,

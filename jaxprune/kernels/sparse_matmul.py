@@ -84,6 +84,8 @@ def sparse_matmul(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+    if implementation is None and choice.kernel and dispatch.is_partitioned(x, w):
+        choice = Choice()
     flat = x.reshape(rows, k)
     if w.scale is None:
         y: jax.Array = _product(_How(choice, precision, out), flat, w)

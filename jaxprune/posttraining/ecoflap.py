@@ -55,7 +55,7 @@ def zeroth_order(plus: jax.Array, minus: jax.Array, *, eps: float = 1e-3) -> jax
       eps: the step of `perturbed`.
 
     Returns:
-      Float32 of shape (...): one number for each weight.
+      One number for each weight, in float32.
 
     Raises:
       ValueError: losses of different shapes.

@@ -53,14 +53,16 @@ def case(
     return Case(x, dy, blocks, *index, count, dense)
 
 
-def products(c: Case, count: int | None, config: block_tpu.Config) -> list[np.ndarray]:
+def products(
+    c: Case, count: int | None, config: block_tpu.Config, interpret: Any
+) -> list[np.ndarray]:
     """Return y, dX and dW."""
     sums = block_tpu_gradient.Config(32, 16)  # 37 rows in two tiles of two parts
 
     @jax.jit
     def run(x: jax.Array, dy: jax.Array, index: tuple[jax.Array, ...], more: Any) -> Any:
         data, rows, columns, starts, by_row, row_starts = index
-        block, where = data.shape[1:], {"count": more, "interpret": True}
+        block, where = data.shape[1:], {"count": more, "interpret": interpret}
         y = block_tpu.forward(
             x, data, rows, columns, starts, n_out=dy.shape[1], config=config, **where
         )
@@ -108,12 +110,13 @@ def test_products_are_those_of_the_dense_weight(
     unused: int,
     counted: bool,
     limit: float,
+    watched: Any,
     rng: np.random.Generator,
 ):
     c = case(rng, mask, block, dtype, unused)
     if counted:  # what lies in unused slots is not even read
         c = c._replace(data=c.data.at[c.used :].set(jnp.nan))
-    found = products(c, c.used if counted else None, block_tpu.Config(16, 2))
+    found = products(c, c.used if counted else None, block_tpu.Config(16, 2), watched)
     x, dy = np.asarray(c.x, np.float64), np.asarray(c.dy, np.float64)
     assert error(found[0], x @ c.dense) < limit
     assert error(found[1], dy @ c.dense.T) < limit
@@ -159,11 +162,15 @@ def test_as_many_steps_as_there_may_be():
         ({"rows": 1, "dtype": jnp.float32, "block": (128, 512)}, None),
         (
             {"device_kind": "cpu"},
-            "needs a TPU, not cpu. Use implementation='xla'.",
+            "needs a TPU v5e, v5p or v6e, not cpu. Use implementation='xla'.",
+        ),
+        (
+            {"device_kind": "TPU v4"},
+            "needs a TPU v5e, v5p or v6e, not TPU v4. Use implementation='xla'.",
         ),
         (
             {"dtype": jnp.float16},
-            "needs float32 or bfloat16, not float16. Convert x and the blocks.",
+            "needs float32 or bfloat16, not float16. Convert x and the weight.",
         ),
         (
             {"block": (64, 128)},
@@ -202,5 +209,9 @@ def test_all_rows_of_a_gradient_are_held_where_they_fit():
     assert tall(4096, block=(128, 128)) == block_tpu_gradient.Config(4096, 1024)
     assert tall(65536, block=(128, 128)) == block_tpu_gradient.Config(32768, 1024)
     assert tall(5, block=(512, 512)) == block_tpu_gradient.Config(16, 16)
+    # The sums of a large block take the place of rows, and then all of it.
+    assert tall(4096, block=(2048, 2048)) == block_tpu_gradient.Config(1536, 512)
+    assert block_tpu_gradient.most_rows(jnp.float32, (2048, 2048)) == 256
+    assert block_tpu_gradient.most_rows(jnp.float32, (2048, 2560)) == 0
     tried = block_tpu_gradient.configs(4096, jnp.bfloat16, (512, 512))
     assert [c.chunk for c in tried] == [512, 256, 1024]

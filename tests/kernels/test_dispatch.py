@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxprune import formats, kernels
 from jaxprune.kernels import dispatch, tuning
@@ -129,10 +131,26 @@ def test_the_table_chooses_for_products_that_are_near(table: Any):
     assert kernels.layout_of(3, w) == dispatch.KernelLayout("fake_nm")
     chosen = dispatch.choose(3, packed, None)  # 3 rows count as 4
     assert chosen == dispatch.Choice(NM_KERNEL, fake_nm.Config(7))
+    assert dispatch.choose(8, packed, None) == dispatch.Choice(NM_KERNEL)  # settings may not fit
     assert dispatch.choose(3, w, None) == dispatch.Choice()  # not packed for it: dense
     assert dispatch.choose(16, packed, None) == dispatch.Choice()  # two octaves away
     assert dispatch.choose(4, packed.astype(jnp.bfloat16), None) == dispatch.Choice()
     assert not dispatch.choose(4, blocks(), None).dense
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_product_that_is_divided_among_devices_is_dense(table: Any, kind: AxisType):
+    w = weight().relaid(dispatch.KernelLayout("fake_nm"))
+    table(entry(w, 4, "fake_nm"))
+    x = jnp.ones((4, 8))
+    alone = kernels.sparse_matmul(x, w)
+    assert fake_nm.CALLS == [None]
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    divided = jax.device_put(x, NamedSharding(mesh, P("data")))
+    got = jax.jit(kernels.sparse_matmul)(divided, jax.device_put(w, NamedSharding(mesh, P())))
+    assert fake_nm.CALLS == [None]
+    np.testing.assert_allclose(got, alone, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("plugged")

@@ -94,8 +94,14 @@ def test_products_are_those_of_the_dense_weight(
     [
         ({}, None),
         ({"dtype": jnp.float32, "n": 3, "m": 5, "k": 8000, "n_out": 7}, None),
-        ({"device_kind": "cpu"}, "needs a TPU, not cpu. Use implementation='xla'."),
-        ({"dtype": jnp.float16}, "needs float32 or bfloat16, not float16. Convert x."),
+        (
+            {"device_kind": "TPU v4"},
+            "needs a TPU v5e, v5p or v6e, not TPU v4. Use implementation='xla'.",
+        ),
+        (
+            {"dtype": jnp.float16},
+            "needs float32 or bfloat16, not float16. Convert x and the weight.",
+        ),
         (
             {"m": 32},
             "takes groups of at most 16 members, not 2:32. Use implementation='xla'.",
@@ -127,6 +133,17 @@ def test_steps_are_cut_for_the_chip():
     assert tried[0] == nm_tpu.default(8, 8192, 8192, 2, 4)
     assert len(tried) == len(set(tried)) > 8
     assert all(c.columns % c.chunk == 0 for c in tried)
+    # The values of many kept members take the place of columns.
+    assert nm_tpu.default(8, 8192, 8192, 15, 16).columns == 256
+
+
+def test_steps_of_another_size_are_cut_to_whole_tiles(watched: Any, rng: np.random.Generator):
+    values, positions, dense = weight(rng, 2, 4, 400, 30, jnp.float32)
+    packed = nm_tpu.pack(values, positions, m=4)
+    x = jnp.asarray(rng.integers(-4, 5, (2, 400)), jnp.float32)
+    deep = nm_tpu.Config(128, 128, 256)  # tiles have 128 groups
+    y = nm_tpu.matmul(x, packed, n=2, m=4, n_out=30, config=deep, interpret=watched)
+    np.testing.assert_array_equal(y, np.asarray(x, np.float64) @ dense)
 
 
 @pytest.mark.parametrize(("groups", "size"), [(2048, 512), (2752, 256), (3584, 512), (100, 128)])

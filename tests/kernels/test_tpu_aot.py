@@ -1,15 +1,19 @@
-"""The TPU kernels, compiled for chips that are not there; what a compiled kernel's schedule says.
+"""The TPU kernels, compiled for chips that are not there.
 
 Compiling needs the package `libtpu`, which is there for Linux on x86-64 only.
 """
 
 import functools
 import importlib.util
-from typing import Any
+import os
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import tpu_aot, tpu_estimates
 from experiments.benchmarks.tpu_aot import CHIPS, Region
@@ -22,32 +26,48 @@ def array(shape: tuple[int, ...], dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def block_arrays(
+    rows: int, k: int, n_out: int, block: tuple[int, int], slots: int, dtype: Any
+) -> tuple[Any, ...]:
+    """Describe x, dy, the stored blocks and their indices."""
+    sizes = (slots, slots, n_out // block[1] + 1, slots, k // block[0] + 1)
+    index = (*(array((size,), jnp.int32) for size in sizes), array((), jnp.int32))
+    return (
+        array((rows, k), dtype),
+        array((rows, n_out), dtype),
+        array((slots, *block), dtype),
+        index,
+    )
+
+
+def products(x: Any, dy: Any, data: Any, index: Any) -> Any:
+    """Return a block-sparse product and both its gradients."""
+    (across, down, starts, by_row, row_starts, count), block = index, data.shape[1:]
+    k, n_out = x.shape[1], dy.shape[1]
+    y = block_tpu.forward(x, data, down, across, starts, n_out=n_out, count=count)
+    dx = block_tpu.input_gradient(dy, data, down, across, by_row, row_starts, k=k, count=count)
+    return y, dx, block_tpu.weight_gradient(x, dy, down, across, block=block, count=count)
+
+
 def block_step(
     chip: str, rows: int, k: int, n_out: int, block: tuple[int, int], slots: int, dtype: Any
 ) -> Any:
-    """Lower a product and both its gradients as one program."""
+    """Lower a block-sparse product and both its gradients as one program."""
+    return tpu_aot.lowered(chip, products, *block_arrays(rows, k, n_out, block, slots, dtype))
 
-    def run(x: Any, dy: Any, data: Any, index: Any) -> Any:
-        across, down, starts, by_row, row_starts, count = index
-        y = block_tpu.forward(x, data, down, across, starts, n_out=n_out, count=count)
-        dx = block_tpu.input_gradient(dy, data, down, across, by_row, row_starts, k=k, count=count)
-        return y, dx, block_tpu.weight_gradient(x, dy, down, across, block=block, count=count)
 
-    sizes = (slots, slots, n_out // block[1] + 1, slots, k // block[0] + 1)
-    index = (*(array((size,), jnp.int32) for size in sizes), array((), jnp.int32))
-    dense = (array((rows, k), dtype), array((rows, n_out), dtype))
-    return tpu_aot.lowered(chip, run, *dense, array((slots, *block), dtype), index)
+def packed_arrays(n: int, m: int, k: int, n_out: int, kept: Any) -> nm_tpu.Packed:
+    """Describe a packed N:M weight."""
+    shape = (n_out, k // m, n)
+    pack = functools.partial(nm_tpu.pack, m=m)
+    return jax.eval_shape(pack, array(shape, kept), array(shape, jnp.uint8))
 
 
 def nm_step(chip: str, n: int, m: int, rows: int, k: int, n_out: int, dtype: Any, kept: Any) -> Any:
     """Lower an N:M product of a packed weight."""
-    shape = (n_out, k // m, n)
-    pack = functools.partial(nm_tpu.pack, m=m)
-    packed = jax.eval_shape(pack, array(shape, kept), array(shape, jnp.uint8))
-    kind = "TPU v6 lite" if chip == "v6e" else "TPU v5"
-    config = nm_tpu.default(rows, k, n_out, n, m, device_kind=kind)
+    config = nm_tpu.default(rows, k, n_out, n, m, device_kind=CHIPS[chip].kind)
     run = functools.partial(nm_tpu.matmul, n=n, m=m, n_out=n_out, config=config)
-    return tpu_aot.lowered(chip, run, array((rows, k), dtype), packed)
+    return tpu_aot.lowered(chip, run, array((rows, k), dtype), packed_arrays(n, m, k, n_out, kept))
 
 
 def kernels(program: Any) -> int:
@@ -63,32 +83,71 @@ def test_kernels_compile(chip: str):
     assert kernels(nm_step(chip, 2, 4, 8, 2048, 512, jnp.bfloat16, jnp.bfloat16)) == 1
 
 
-_BLOCKS = [(128, 128), (128, 512), (256, 256), (512, 128), (512, 512)]
+@compiles
+def test_kernels_compile_inside_shard_map():
+    mesh = Mesh(np.array(tpu_aot.devices("v5e")), ("data",), axis_types=(AxisType.Explicit,))
+    split, whole = P("data"), P()
+
+    def run(x: Any, dy: Any, data: Any, index: Any, packed: Any) -> Any:
+        y, dx, dw = products(x, dy, data, index)
+        return y, dx, jax.lax.psum(dw, "data"), nm_tpu.matmul(x, packed, n=2, m=4, n_out=512)
+
+    _, _, data, index = block_arrays(64, 512, 512, (128, 128), 3, jnp.bfloat16)
+    dense = array((64, 512))
+    specs = (split, split, whole, whole, whole)
+    args = (dense, dense, data, index, packed_arrays(2, 4, 512, 512, jnp.bfloat16))
+    described = jax.tree.map(
+        lambda spec, tree: jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec)),
+            tree,
+        ),
+        specs,
+        args,
+    )
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=(split, split, whole, split))
+    assert kernels(jax.jit(mapped).lower(*described)) == 4
+
+
+_BLOCKS = [(128, 128), (128, 512), (256, 256), (512, 128), (512, 512), (2048, 2048)]
 
 
 @compiles
-@pytest.mark.slow(reason="compiles 60 kernels")
+@pytest.mark.slow(reason="compiles 216 kernels")
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("block", _BLOCKS)
 def test_block_kernels_compile(chip: str, dtype: Any, block: tuple[int, int]):
     for rows, k, n_out in ((1, 8192, 4096), (1003, 28672, 8192)):
-        assert block_tpu.supports(rows, k, n_out, dtype, block, device_kind="TPU") is None
+        kind = CHIPS[chip].kind
+        assert block_tpu.supports(rows, k, n_out, dtype, block, device_kind=kind) is None
         slots = k // block[0] * n_out // block[1] // 4
         assert kernels(block_step(chip, rows, k, n_out, block, slots, dtype)) == 3
 
 
+_PATTERNS = [(2, 4), (1, 4), (2, 8), (4, 8), (1, 16), (8, 16), (15, 16), (3, 5)]
+
+
 @compiles
-@pytest.mark.slow(reason="compiles 108 kernels")
+@pytest.mark.slow(reason="compiles 144 kernels")
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("kinds", [("f", "f"), ("b", "b"), ("b", "i")])
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (2, 8), (4, 8), (1, 16), (8, 16), (3, 5)])
+@pytest.mark.parametrize(("n", "m"), _PATTERNS)
 def test_nm_kernels_compile(chip: str, kinds: tuple[str, str], n: int, m: int):
     dtypes = {"f": jnp.float32, "b": jnp.bfloat16, "i": jnp.int8}
     dtype, kept = (dtypes[kind] for kind in kinds)
     for rows, k, n_out in ((1, 4096 * m // 4, 4100), (128, 1360 * m, 1000)):
-        assert nm_tpu.supports(rows, k, n_out, dtype, n, m, device_kind="TPU") is None
+        kind = CHIPS[chip].kind
+        assert nm_tpu.supports(rows, k, n_out, dtype, n, m, device_kind=kind) is None
         assert kernels(nm_step(chip, n, m, rows, k, n_out, dtype, kept)) == 1
+
+
+@compiles
+@pytest.mark.slow(reason="compiles 9 kernels with large arrays of indices")
+@pytest.mark.parametrize("chip", CHIPS)
+def test_as_many_blocks_as_are_taken_fit(chip: str):
+    size, block = (256, 32768, 32768), (128, 128)
+    assert block_tpu.supports(*size, jnp.bfloat16, block, device_kind=CHIPS[chip].kind) is None
+    assert kernels(block_step(chip, *size, block, 65536, jnp.bfloat16)) == 3
 
 
 @compiles
@@ -96,10 +155,7 @@ def test_nm_kernels_compile(chip: str, kinds: tuple[str, str], n: int, m: int):
 @pytest.mark.parametrize("chip", CHIPS)
 def test_all_candidates_compile(chip: str):
     for config in nm_tpu.configs(8, 4096, 4096, 2, 8):
-        values = array((4096, 512, 2))
-        packed = jax.eval_shape(
-            functools.partial(nm_tpu.pack, m=8), values, array(values.shape, jnp.uint8)
-        )
+        packed = packed_arrays(2, 8, 4096, 4096, jnp.bfloat16)
         run = functools.partial(nm_tpu.matmul, n=2, m=8, n_out=4096, config=config)
         assert kernels(tpu_aot.lowered(chip, run, array((8, 4096)), packed)) == 1
     index, starts = array((256,), jnp.int32), array((33,), jnp.int32)
@@ -119,7 +175,14 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, found: str
 def test_nothing_is_written_without_a_compiler(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="the TPU compiler is not installed"):
-        tpu_estimates.main()
+        tpu_estimates.main([])
+
+
+def test_the_compilers_settings_are_taken_back():
+    with pytest.raises(ValueError), tpu_aot.dumping():
+        assert "dump" in os.environ["LIBTPU_INIT_ARGS"]
+        raise ValueError
+    assert "dump" not in os.environ.get("LIBTPU_INIT_ARGS", "")
 
 
 LISTING = """\
@@ -148,35 +211,25 @@ def test_a_schedule_is_read():
     assert (found.loop, found.straight, found.edges, found.rest) == (2, 1, 10, 4)
 
 
+class Program(NamedTuple):
+    text: str
+
+    def as_text(self) -> str:
+        return self.text
+
+
+def test_operations_without_an_estimate_are_left_out():
+    program = Program(f'"estimated_cycles":"7" "estimated_cycles":"{2**63 - 1}" "cycles":"5"')
+    assert tpu_aot.estimated_cycles(program) == 7
+
+
 def test_clocks_follow_from_the_published_rates():
     clocks = {name: round(chip.clock / 1e9, 2) for name, chip in CHIPS.items()}
     assert clocks == {"v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
 
 
-STEP = tpu_estimates.Step(full=1000, single=200, rest=10, edges=3)
-
-
-@pytest.mark.parametrize(
-    ("product", "sparsity", "cycles", "copies"),
-    [
-        # 4 tiles of rows, 64 columns of 16 or 6 blocks, 8 a step.
-        ("forward", 0.75, 4 * 64 * 2023, 4 * 64 * 16 * 2**15 + 2**27),
-        ("input gradient", 0.9, 4 * 64 * 1213, 4 * 64 * 6 * 2**15 + 2**27),
-        # All rows are held, and a column's gradients stay.
-        ("weight gradient", 0.75, 64 * 16 * 1013, 64 * 17 * 2**20 + 64 * 16 * 2**15),
-    ],
-)
-def test_costs_of_blocks(product: str, sparsity: float, cycles: int, copies: int):
-    chip = CHIPS["v5e"]
-    cost = tpu_estimates.block_cost(chip, product, 128, sparsity, STEP)
-    assert cost.cycles == pytest.approx(cycles / chip.clock)
-    assert cost.copies == pytest.approx(copies / chip.bytes)
-    assert cost.seconds == max(cost)
-
-
-def test_cores_share_what_can_be_shared():
-    two, one = (
-        tpu_estimates.block_cost(CHIPS[name], "forward", 512, 0.5, STEP).cycles
-        for name in ("v5p", "v6e")
-    )
-    assert two == pytest.approx(one / 2, rel=1e-3)  # their clocks differ by less
+@compiles
+@pytest.mark.parametrize("chip", CHIPS)
+def test_devices_are_named_as_jax_names_them(chip: str):
+    (device,) = tpu_aot.sharding(chip).device_set
+    assert device.device_kind == CHIPS[chip].kind
