@@ -18,6 +18,7 @@ from jaxprune._core.checks import debug_checks as debug_checks
 from jaxprune._core.prunable import default_where as default_where
 from jaxprune._core.select import global_top_k_mask as global_top_k_mask
 from jaxprune._core.select import top_k_mask as top_k_mask
+from jaxprune.analysis import plan as plan
 from jaxprune.analysis import plot as plot
 from jaxprune.analysis import summary as summary
 from jaxprune.execute import execute as execute

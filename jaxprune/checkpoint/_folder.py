@@ -12,10 +12,16 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+
+Share: TypeAlias = tuple[int, int]
+"""``(i, n)``: every n-th file from the i-th on, so that n processes read each file once."""
+
+WHOLE: Share = (0, 1)
+
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _LEFTOVER = re.compile(r"\.[0-9]+\.(partial|removed)")
 
@@ -40,10 +46,21 @@ def clear(folder: Path) -> None:
             shutil.rmtree(entry)
 
 
-def commit(folder: Path, step: int, content: dict[str, Any]) -> None:
+def written(folder: Path, step: int) -> list[str]:
+    """Return the files of a step that is being written."""
+    root = partial_of(folder, step)
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def digests(folder: Path, step: int, names: list[str]) -> dict[str, list[int]]:
+    """Return the size and the CRC-32 of some files of a step that is being written."""
+    return {name: _digest(partial_of(folder, step) / name) for name in names}
+
+
+def commit(folder: Path, step: int, content: dict[str, Any], files: dict[str, Any]) -> None:
     """Add the manifest to a written step and give the step its name, in one rename."""
     partial = partial_of(folder, step)
-    content = {"format": FORMAT, "step": step, **content, "files": _digests(partial)}
+    content = {"format": FORMAT, "step": step, **content, "files": files}
     with open(partial / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.flush()
@@ -65,9 +82,9 @@ def remove_older(folder: Path, step: int, keep: int) -> None:
         shutil.rmtree(removed)
 
 
-def damage(folder: Path, step: int) -> str | None:
-    """Say what is wrong with the files of a step; None if they are as they were written."""
-    return _damage(folder / str(step), _digest)
+def damage(folder: Path, step: int, share: Share = WHOLE) -> str | None:
+    """Say what is wrong with a share of a step's files; None if they are as they were written."""
+    return _damage(folder / str(step), _digest, share)
 
 
 def last_intact(folder: Path) -> int | None:
@@ -80,12 +97,12 @@ def manifest(folder: Path, step: int) -> dict[str, Any]:
     return json.loads((folder / str(step) / MANIFEST).read_text(encoding="utf-8"))
 
 
-def _damage(root: Path, measure: Callable[[Path], list[int]]) -> str | None:
+def _damage(root: Path, measure: Callable[[Path], list[int]], share: Share = WHOLE) -> str | None:
     try:
         content = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             return f"{MANIFEST} has format {content['format']}, written by a newer jaxprune"
-        files = content["files"].items()
+        files = list(content["files"].items())[share[0] :: share[1]]
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -99,11 +116,6 @@ def _damage(root: Path, measure: Callable[[Path], list[int]]) -> str | None:
         if got != want[: len(got)]:
             return f"the content of {name} has changed"
     return None
-
-
-def _digests(root: Path) -> dict[str, list[int]]:
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): _digest(path) for path in files}
 
 
 def _size(path: Path) -> list[int]:

@@ -4,6 +4,7 @@ On disk every leaf is a plain array under its path: masks as bits, whether the s
 booleans or packed; typed keys as their data; numbers as arrays without axes.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -89,15 +90,20 @@ def spec_of(path: str, leaf: Any) -> Spec:
 
 
 def to_disk(spec: Spec, leaf: Any) -> Any:
-    """Return the array that is stored for a leaf."""
+    """Return the array that is stored for a leaf.
+
+    What is spread over processes stays so. What a process has for itself is taken from the first.
+    """
     if is_packed(leaf):
-        return _on_host(leaf.bits)
+        return _global(leaf.bits)
     if spec.is_mask:
+        if _has_whole_bytes(spec, getattr(leaf, "sharding", None)):
+            return _packed(leaf)
         return np.packbits(_on_host(leaf), axis=-1, bitorder="little")
     if spec.is_key:
         return _on_host(jax.random.key_data(leaf))
     if isinstance(leaf, jax.Array):
-        return leaf
+        return _global(leaf)
     return np.asarray(leaf, _NUMBERS.get(spec.dtype))
 
 
@@ -106,6 +112,8 @@ def from_disk(stored: Any, spec: Spec, template: Any) -> Any:
     if is_packed(template):
         return PackedMask(_placed(stored, template.bits), template.size)
     if spec.is_mask:
+        if isinstance(stored, jax.Array):
+            return _unpacked(stored, spec.shape[-1], sharding_of("", template))
         stored = np.unpackbits(stored, axis=-1, count=spec.shape[-1], bitorder="little")
         return _like(stored.astype(np.bool_), template)
     if spec.is_key:
@@ -118,6 +126,17 @@ def disk_shape(spec: Spec, template: Any) -> tuple[int, ...]:
     if spec.is_mask:
         return (*spec.shape[:-1], -(-spec.shape[-1] // 8))
     return jax.eval_shape(jax.random.key_data, template).shape if spec.is_key else spec.shape
+
+
+def sharding_on_disk(path: str, spec: Spec, template: Any) -> Sharding | None:
+    """Return where a stored array is read to: a sharding, or None for every process's host."""
+    sharding = sharding_of(path, template)
+    spread = sharding is not None and not sharding.is_fully_addressable
+    if spec.is_key or (jax.process_count() > 1 and not spread):
+        return None
+    if spec.is_mask and not is_packed(template):
+        return sharding if _has_whole_bytes(spec, sharding) else None
+    return sharding
 
 
 def sharding_of(path: str, template: Any) -> Sharding | None:
@@ -170,9 +189,11 @@ def _placed(stored: Any, template: Any) -> jax.Array:
 
 
 def _keys(data: np.ndarray, template: Any) -> jax.Array:
-    keys = jax.random.wrap_key_data(jnp.array(data), impl=_key_impl(template))
-    sharding = sharding_of("", template)
-    return keys if sharding is None else jax.device_put(keys, sharding)
+    sharding, impl = sharding_of("", template), _key_impl(template)
+    wrap = functools.partial(jax.random.wrap_key_data, impl=impl)
+    return (
+        wrap(jnp.array(data)) if sharding is None else jax.jit(wrap, out_shardings=sharding)(data)
+    )
 
 
 def _key_impl(keys: Any) -> str:
@@ -181,7 +202,36 @@ def _key_impl(keys: Any) -> str:
     return names[0]
 
 
+def _global(array: jax.Array) -> Any:
+    """Return an array as orbax takes it: of all processes, or on the host."""
+    alone = jax.process_count() == 1 or not array.is_fully_addressable
+    return array if alone else np.asarray(array)
+
+
+def _has_whole_bytes(spec: Spec, sharding: Sharding | None) -> bool:
+    """Tell whether a mask is spread over processes, and its shards can be packed where they are."""
+    if sharding is None or sharding.is_fully_addressable:
+        return False
+    length = sharding.shard_shape(spec.shape)[-1]
+    return length == spec.shape[-1] or length % 8 == 0
+
+
+@jax.jit
+def _packed(mask: jax.Array) -> jax.Array:
+    return jnp.packbits(mask, axis=-1, bitorder="little")
+
+
+def _unpacked(bits: jax.Array, count: int, sharding: Sharding | None) -> jax.Array:
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def unpack(bits: jax.Array) -> jax.Array:
+        mask = jnp.unpackbits(bits, axis=-1, count=count, bitorder="little")
+        return mask.astype(jnp.bool_)
+
+    return unpack(bits)
+
+
 def _on_host(array: Any) -> np.ndarray:
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    spread = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if spread and not array.is_fully_replicated:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxprune.checkpoint import _folder
 from jaxprune.checkpoint._leaves import (
@@ -17,11 +16,12 @@ from jaxprune.checkpoint._leaves import (
     from_disk,
     named_leaves,
     rebuild,
-    sharding_of,
+    sharding_on_disk,
     spec_of,
     to_disk,
 )
 from jaxprune.checkpoint._match import check_match, fingerprints
+from jaxprune.checkpoint._processes import agreed, gathered, is_first
 from jaxprune.types import Tree
 
 Directory: TypeAlias = str | os.PathLike[str]
@@ -34,7 +34,8 @@ def save(directory: Directory, step: int, state: Tree, *, keep: int = 2) -> Path
 
     It is complete under its name or not there at all: a run killed at any moment leaves the
     checkpoints that it had. When the call returns, everything is on disk and no thread is left.
-    One process at a time may write into a directory, or all processes of one multi-host program.
+    One process at a time may write into a directory, or all processes of one program together: all
+    call this with the same step, and what is raised in one is raised in all.
 
     Args:
       directory: where checkpoints of one run are kept; made if it does not exist. A local or
@@ -52,6 +53,7 @@ def save(directory: Directory, step: int, state: Tree, *, keep: int = 2) -> Path
     Raises:
       FileExistsError: the step is there already; nothing is overwritten.
       ValueError: a negative step, ``keep`` below 1, an empty state, or a URL for a directory.
+      RuntimeError: of several processes not all came within 10 minutes, or with the same step.
       TypeError: a leaf that is no array and no number, named by its path.
 
     Example:
@@ -66,26 +68,22 @@ def save(directory: Directory, step: int, state: Tree, *, keep: int = 2) -> Path
     """
     folder, step = _as_folder(directory), _as_count("step", step, 0)
     keep = _as_count("keep", keep, 1)
+    name = f"jaxprune.checkpoint.save of step {step}"
     leaves = named_leaves(state)
-    if not leaves:
-        raise ValueError("state has no leaves. Pass {'params': params, 'opt_state': opt_state}.")
+    agreed(name, lambda: _check_new(folder, step, leaves))
     specs = {path: spec_of(path, leaf) for path, leaf in leaves.items()}
-    if (folder / str(step)).exists():
-        raise FileExistsError(
-            f"step {step} is in {str(folder)!r} already, and a checkpoint is never overwritten. "
-            "Save another step, remove that folder, or choose another directory."
-        )
     # Orbax refuses arrays of size zero: their spec says all.
     arrays = {p: to_disk(specs[p], leaf) for p, leaf in leaves.items() if 0 not in specs[p].shape}
     content = {"leaves": specs, "fingerprints": fingerprints(leaves)}
-    _write(folder, step, arrays, content, keep)
+    _write(name, folder, step, arrays, content, keep)
     return folder / str(step)
 
 
 def restore(directory: Directory, template: Tree, *, step: int | None = None) -> tuple[int, Tree]:
     """Read a checkpoint into the form of a template. Nothing on disk is changed.
 
-    Leaves are matched by path, so that the container may be another one than was saved.
+    Leaves are matched by path, so that the container may be another one than was saved. In a
+    program of several processes all call this; how many there are may have changed.
 
     Args:
       directory: as in `save`.
@@ -117,14 +115,16 @@ def restore(directory: Directory, template: Tree, *, step: int | None = None) ->
       >>> step, jaxprune.get_masks(state["opt_state"])["kernel"].tolist()
       (7, [[False, True]])
     """
-    folder = _as_folder(directory)
-    step = _chosen(folder, step)
-    _check_intact(folder, step)
+    folder, name = _as_folder(directory), "jaxprune.checkpoint.restore"
+    step = agreed(name, lambda: _chosen(folder, step))
+    name = f"{name} of step {step}"
+    agreed(name, lambda: _check_intact(folder, step))
     content = _folder.manifest(folder, step)
     saved = {path: Spec(tuple(shape), dtype) for path, (shape, dtype) in content["leaves"].items()}
     leaves = named_leaves(template)
-    check_match(f"step {step} in {str(folder)!r}", saved, leaves, content["fingerprints"])
-    shardings = {path: sharding_of(path, leaf) for path, leaf in leaves.items()}
+    where = f"step {step} in {str(folder)!r}"
+    agreed(name, lambda: check_match(where, saved, leaves, content["fingerprints"]))
+    shardings = {path: sharding_on_disk(path, saved[path], leaf) for path, leaf in leaves.items()}
     arrays = _read(folder / str(step) / _ARRAYS, saved, shardings)
     restored = {
         path: from_disk(
@@ -162,25 +162,51 @@ def latest_step(directory: Directory) -> int | None:
     return max(_folder.steps_in(_as_folder(directory)), default=None)
 
 
+def _check_new(folder: Path, step: int, leaves: Mapping[str, Any]) -> None:
+    """Raise if a state cannot be saved, or a step is there."""
+    if not leaves:
+        raise ValueError("state has no leaves. Pass {'params': params, 'opt_state': opt_state}.")
+    for path, leaf in leaves.items():
+        spec_of(path, leaf)
+    if (folder / str(step)).exists():
+        raise FileExistsError(
+            f"step {step} is in {str(folder)!r} already, and a checkpoint is never overwritten. "
+            "Save another step, remove that folder, or choose another directory."
+        )
+
+
 def _write(
-    folder: Path, step: int, arrays: dict[str, Any], content: dict[str, Any], keep: int
+    name: str,
+    folder: Path,
+    step: int,
+    arrays: dict[str, Any],
+    content: dict[str, Any],
+    keep: int,
 ) -> None:
     """Write all arrays, then the manifest, then remove older steps."""
     import orbax.checkpoint as ocp  # takes most of a second, which only checkpoints need
 
-    first = jax.process_index() == 0
     partial = _folder.partial_of(folder, step)
-    if first:
-        _folder.clear(folder)
-        partial.mkdir()
-    _wait_for_all("jaxprune.checkpoint: folder made")
+
+    def prepare() -> None:
+        if is_first():
+            _folder.clear(folder)
+            partial.mkdir()
+
+    def finish() -> None:
+        if is_first():
+            _folder.commit(folder, step, content, files)
+            _folder.remove_older(folder, step, keep)
+
+    agreed(name, prepare)
     if arrays:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(partial.absolute() / _ARRAYS, args=ocp.args.PyTreeSave(arrays))
-    if first:
-        _folder.commit(folder, step, content)
-        _folder.remove_older(folder, step, keep)
-    _wait_for_all("jaxprune.checkpoint: step complete")
+    names = agreed(name, lambda: _folder.written(folder, step))
+    first, count = _share()
+    parts = gathered(name, lambda: _folder.digests(folder, step, names[first::count]))
+    files = {file: part[file] for file in names for part in parts if file in part}
+    agreed(name, finish)
 
 
 def _read(root: Path, saved: Mapping[str, Spec], shardings: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +214,8 @@ def _read(root: Path, saved: Mapping[str, Spec], shardings: Mapping[str, Any]) -
     import orbax.checkpoint as ocp  # takes most of a second, which only checkpoints need
 
     def how(path: str, spec: Spec) -> Any:
-        if shardings[path] is None or spec.is_mask or spec.is_key:
+        del spec
+        if shardings[path] is None:
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(sharding=shardings[path])
 
@@ -200,9 +227,8 @@ def _read(root: Path, saved: Mapping[str, Spec], shardings: Mapping[str, Any]) -
         return checkpointer.restore(root.absolute(), args=request)
 
 
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _share() -> _folder.Share:
+    return jax.process_index(), jax.process_count()
 
 
 def _chosen(folder: Path, step: int | None) -> int:
@@ -228,7 +254,7 @@ def _chosen(folder: Path, step: int | None) -> int:
 
 
 def _check_intact(folder: Path, step: int) -> None:
-    damage = _folder.damage(folder, step)
+    damage = _folder.damage(folder, step, _share())
     if damage is None:
         return
     good = _folder.last_intact(folder)

@@ -248,7 +248,7 @@ def trace(fn: Callable[..., Any], params: Tree, *inputs: Any) -> Graph:
       in/bias add ()
       out/kernel dot_general (1,)
       >>> masks = jaxprune.make_masks(params, 0.5, where=graph.where(),
-      ...                             pattern=graph.pattern(jaxprune.NM(2, 4)))
+      ...                             pattern=jaxprune.NM(2, 4, axis=graph))
       >>> masks["out"]["kernel"].sum(1).tolist()
       [8, 8, 8, 8]
     """

@@ -31,7 +31,8 @@ def forward_params(params: Tree, opt_state: Any) -> Tree:
       Tree like ``params``.
 
     Raises:
-      ValueError: no jaxprune transform is found in ``opt_state``.
+      ValueError: no jaxprune transform is found in ``opt_state``, or its masks are those of another
+        model.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,6 +53,7 @@ def _through(state: State, params: Tree) -> Tree:
     forward = state.method.forward
     assert forward is not None
     weights, masks = paths.flatten(params), stored_masks(state)
+    check_masks(weights, masks)
     see = _straight_through(forward)
     seen = {path: see(path, weights[path], mask, state.step) for path, mask in masks.items()}
     return paths.refill(params, seen, lambda path, leaf: leaf)

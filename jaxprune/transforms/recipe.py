@@ -14,6 +14,7 @@ from jaxprune._core.meshes import known_axes, split_over
 from jaxprune._core.packing import is_packed, stored, unpack
 from jaxprune._core.prunable import Where, select
 from jaxprune._core.search import sums
+from jaxprune._core.turns import once_there
 from jaxprune.transforms._copies import copied_leaves, zero_copies
 from jaxprune.transforms._state import (
     NEVER,
@@ -265,7 +266,7 @@ def wrap(
     ) -> tuple[Tree, Any]:
         moment = _moment(recipe, updates, state, params)
         moment = moment._replace(extra=recipe.watch(moment))
-        fires = _fires(recipe, moment)
+        fires = _with_gradients(_fires(recipe, moment), moment.grads)
         after, held, health = _changed(recipe, moment, state, fires)
         inner_state = state.inner_state
         # Before the optimizer's step, to be one pass with it; after it, compilers copy the moments.
@@ -345,6 +346,17 @@ def _fires(recipe: Recipe, moment: Moment) -> jax.Array:
     return jnp.bool_(True) if recipe.timetable is None else recipe.timetable.fires(moment.step)
 
 
+def _with_gradients(fires: jax.Array, grads: Leaves) -> jax.Array:
+    """Return whether masks change, which is known once the first weight's gradient is there.
+
+    Before, new masks would take a byte a weight while the backward pass runs. The first weight's
+    gradient is, as a rule, the last to be computed; those of stacked layers come all at once.
+    """
+    if not isinstance(fires, Tracer) or not grads:
+        return fires
+    return once_there(fires, next(iter(grads.values())))
+
+
 def _not_zero(moment: Moment) -> tuple[jax.Array, jax.Array]:
     """Count, per weight, the pruned entries that came back and those that are not finite."""
     back, wild = [], []
@@ -399,7 +411,7 @@ def _matched(params: Tree | None, updates: Tree, state: State) -> tuple[Leaves, 
             "update was called without params. A pruned weight is set to zero by the update "
             "-param: call tx.update(grads, opt_state, params)."
         )
-    needed = paths.flatten(jax.tree.map(lambda mask: 0, state.masks, is_leaf=is_packed))
+    needed = paths.flatten(jax.tree.map(_stored_shape, state.masks, is_leaf=is_packed))
     found = {"params": paths.flatten(params), "grads": paths.flatten(updates)}
     for name, leaves in found.items():
         missing = [path for path in needed if path not in leaves]
@@ -414,8 +426,32 @@ def _matched(params: Tree | None, updates: Tree, state: State) -> tuple[Leaves, 
                 f"{name} has no leaf for the masks of {paths.listed(missing)}; its leaves are "
                 f"{paths.listed(leaves)}. Pass the {name} of the model that tx.init saw."
             )
+        for path, mask in needed.items():
+            shape = jnp.shape(leaves[path])
+            if not mask.fits(shape):
+                raise ValueError(
+                    f"{name} has shape {shape} for {path!r}, whose mask is stored as "
+                    f"{mask.shape}: the masks are those of another model. Pass the {name} of the "
+                    "model that tx.init saw."
+                )
     weights, grads = ({path: leaves[path] for path in needed} for leaves in found.values())
     return weights, grads
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """The shape in which a mask is stored: bits along the last axis if it is packed."""
+
+    shape: tuple[int, ...]
+    packed: bool
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether it is that of a mask of a weight of some shape."""
+        return self.shape == ((*shape[:-1], -(-shape[-1] // 8)) if self.packed else shape)
+
+
+def _stored_shape(mask: Any) -> _Stored:
+    return _Stored(jnp.shape(mask.bits if is_packed(mask) else mask), is_packed(mask))
 
 
 def _of_prunable(tree: Tree, masks: Leaves) -> Leaves:

@@ -109,25 +109,14 @@ def top_kast(
         return sets(moment.weights, sparsity), moment.extra
 
     def gradients(moment: Moment) -> Leaves:
-        forward_set = moment.masks
-        if every == 1:  # the stored one is that of the weights before the last update
-            forward_set = sets(moment.weights, sparsity)
+        # With every=1 the stored one is that of the weights before the last update.
+        forward_set = sets(moment.weights, sparsity) if every == 1 else moment.masks
         return {p: _penalised(moment, p, a, decay, sparsity) for p, a in forward_set.items()}
 
-    def stages(shapes: Shapes, steps: int | None) -> Stages:
-        del steps
-        live = rule.live(shapes, tabulated(rule, shapes, [sparsity, backward_sparsity], None))
-        sets = ({path: row[i] for path, row in live.items()} for i in range(2))
-        return steady(*sets)
-
     text = f"top_kast|{sparsity}|{backward_sparsity}|{decay}|{every}|{rule.describe()}"
+    seen, exported = _Named(text, forward), _Named(f"{text}|export", export)
     recipe = Recipe(
-        method=Method(
-            "top_kast",
-            forward=_Named(text, forward),
-            export=_Named(f"{text}|export", export),
-            course=Course(stages, rule),
-        ),
+        method=Method("top_kast", None, seen, exported, _course(rule, sparsity, backward_sparsity)),
         text=text,
         where=where,
         timetable=timetable,
@@ -139,6 +128,18 @@ def top_kast(
         packed=packed,
     )
     return wrap(inner, recipe)
+
+
+def _course(rule: MaskRule, *shares: float) -> Course:
+    """Return the course of a method that sees one set and updates another."""
+
+    def stages(shapes: Shapes, steps: int | None) -> Stages:
+        del steps
+        live = rule.live(shapes, tabulated(rule, shapes, shares, None))
+        seen, graded = ({path: row[i] for path, row in live.items()} for i in range(2))
+        return steady(seen, graded)
+
+    return Course(stages, rule)
 
 
 def _largest(rule: MaskRule, path: str, weight: jax.Array, share: float) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxprune import kernels
@@ -135,7 +136,7 @@ def test_a_weight_is_the_same_in_every_form_and_of_its_density():
         product = autotune.case(format, 1, 16, 8, density=density, dtype="float32").product
         draw = jax.jit(_trials.weight, static_argnums=(0, 1))
         array, packed = (draw(product, form, key) for form in ("array", "plain"))
-        assert (packed.todense() == array).all()
+        np.testing.assert_allclose(packed.todense(), array, rtol=1e-6)  # two programs
         assert (array != 0).mean() == product.density
         assert tuning.product_of(1, packed, product.device) == product
 

@@ -277,6 +277,20 @@ UPDATE = {
         "params has no leaf for the masks of layer/kernel; its leaves are other/bias, "
         "other/kernel. Pass the params of the model that tx.init saw.",
     ),
+    "parameters of a narrower model": (
+        {},
+        lambda params: (params, jax.tree.map(lambda leaf: leaf[:4], params)),
+        ValueError,
+        "params has shape (4, 8) for 'layer/kernel', whose mask is stored as (8, 8): the masks are "
+        "those of another model. Pass the params of the model that tx.init saw.",
+    ),
+    "gradients of a narrower model, with packed masks": (
+        {"packed": True},
+        lambda params: (jax.tree.map(lambda leaf: leaf[:4], params), params),
+        ValueError,
+        "grads has shape (4, 8) for 'layer/kernel', whose mask is stored as (8, 1): the masks are "
+        "those of another model. Pass the grads of the model that tx.init saw.",
+    ),
     "gradients of another model": (
         {},
         lambda params: (_renamed(params), params),

@@ -132,3 +132,13 @@ def test_parameters_of_another_model_are_named():
         with pytest.raises(ValueError) as error:
             call({"other": jnp.ones(2)}, state)
         assert str(error.value) == text
+
+
+def test_masks_of_another_model_are_named_before_the_forward_pass():
+    state = jaxprune.ste(optax.sgd(0.1), jaxprune.NM(1, 2)).init(parameters())
+    with pytest.raises(
+        ValueError, match=r"mask of 'kernel' has shape \(2, 2\), its parameter \(4, 2\)"
+    ):
+        jaxprune.forward_params({"kernel": jnp.ones((4, 2))}, state)
+    with pytest.raises(ValueError, match="masks has entries without a parameter: kernel"):
+        jaxprune.forward_params({"other": jnp.ones((2, 2))}, state)
