@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import allocation as allocations
-from jaxprune._core import paths
-from jaxprune._core.counts import as_count
+from jaxprune._core import paths, turns
+from jaxprune._core.counts import Count, as_count
 from jaxprune._core.packing import is_packed, unpack
 from jaxprune._core.prunable import Where, default_where, select
 from jaxprune._core.select import global_top_k_mask, refuse_nan
@@ -179,7 +179,9 @@ class MaskRule:
           table: the units of `counts` at several sparsities, one row for each.
         """
         if isinstance(self.allocation, allocations.Global):
-            total = np.asarray(table[_WHOLE], np.float64)
+            whole = table[_WHOLE]
+            words = whole if isinstance(whole, Count) else Count(0, whole)
+            total = np.asarray(words.high, np.float64) * 2.0**16 + np.asarray(words.low)
             size = sum(math.prod(shape) for shape in shapes.values())
             return {path: total * (math.prod(shape) / size) for path, shape in shapes.items()}
         return {path: self._live(path, shape, table[path]) for path, shape in shapes.items()}
@@ -195,7 +197,11 @@ class MaskRule:
         """Return the masks that keep the given number of units of each parameter."""
         if isinstance(self.allocation, allocations.Global):
             return self._ranked_masks(scores, counts)
-        return {path: self._mask(path, leaf, counts[path]) for path, leaf in scores.items()}
+        found: dict[str, jax.Array] = {}
+        last = None
+        for path, leaf in scores.items():
+            found[path] = last = self._mask(path, turns.after(last, leaf), counts[path])
+        return found
 
     def _mask(self, path: str, scores: jax.Array, kept: Any) -> jax.Array:
         pattern, axis = self.pattern_of(path), self.layer_axis(path, scores.shape)

@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 _SPLIT_OVER: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar(
     "split_over", default=None
@@ -21,6 +24,18 @@ def split_over(axis_names: Sequence[str] | None) -> Iterator[None]:
         yield
     finally:
         _SPLIT_OVER.reset(token)
+
+
+def gathered_alone(array: jax.Array) -> jax.Array:
+    """Return an array as it is, so that whoever gathers it does not gather what it is made of.
+
+    A sharding that is asked for of a result applies to the operation that makes it, and so to all
+    of its operands: a weight and its mask. This operation has no other operand but a scalar.
+    """
+    if not isinstance(array, Tracer):
+        return array
+    always = lax.optimization_barrier(np.bool_(True))
+    return jnp.where(always, array, jnp.zeros_like(array))
 
 
 def shards_of(array: jax.Array) -> int:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from jaxprune._core import counts
 from jaxprune._core.counts import Count
@@ -54,19 +55,33 @@ def image_of(scores: jax.Array, dtype: Any) -> Image:
     return lambda fresh: ordered_bits(lax.optimization_barrier((scores, fresh))[0].astype(dtype))
 
 
-def search(space: Space, k: Count, size: int) -> Bracket:
-    """Find a threshold that exactly k of ``size`` entries reach, else the k-th largest image.
+class Ends(NamedTuple):
+    """Where a search begins: all images that matter are in [low, high]."""
+
+    low: jax.Array  # unsigned, reduced shape
+    high: jax.Array
+    at_low: Count  # how many reach low
+
+
+def ends(space: Space, size: int) -> Ends:
+    """Read the least and the largest image of ``size`` entries that compete."""
+    low, high = _extremes(space)
+    return Ends(low, high, counts.as_count(size))
+
+
+def search(space: Space, k: Count, within: Ends) -> Bracket:
+    """Find a threshold that exactly k entries reach, else the k-th largest image.
 
     Args:
       space: what is searched.
       k: int32 words, scalar or of the reduced shape; 0 is searched for as 1.
-      size: how many entries compete.
+      within: where the threshold is.
 
     Returns:
       The bracket, done. ``low`` is the threshold; if ``at_low`` is not k, it equals ``high``.
     """
-    low, high = _extremes(space)
-    everything, nothing = (_spread(counts.as_count(n), low) for n in (size, 0))
+    low, high = within.low, within.high
+    everything, nothing = (_spread(n, low) for n in (within.at_low, counts.as_count(0)))
     one = counts.as_count(1)
     k = _spread(counts.where(counts.at_least(k, one), k, one), low)
     start = Bracket(low, high, everything, nothing, counts.equal(everything, k) | (low == high))
@@ -97,18 +112,27 @@ def _reduced(
     One device: one reduction of all operands, a single read of what they are computed from (XLA
     splits or stores single large reductions on CPU, which is 20 times slower). Several devices:
     a reduction each, because one of several operands would all-gather its partial results; a GPU
-    too, where XLA merges the siblings and was faster so (2.4 against 4.3 ms for 1e8 scores).
+    too, where XLA merges the siblings and was faster so (2.4 against 4.3 ms for 1e8 scores). A TPU
+    too: its programs are compiled for many devices on hosts that have one.
     """
-
-    def each(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
-        return [one(x, y) for one, x, y in zip(combine, a, b, strict=True)]
-
     over = tuple(range(operands[0].ndim)) if axes is None else axes
-    if jax.device_count() > 1 or (axes is None and jax.default_backend() == "gpu"):
+
+    def apart(operands: Sequence[jax.Array]) -> list[jax.Array]:
         rows = zip(operands, starts, combine, strict=True)
-        results = [lax.reduce(x, start, one, over) for x, start, one in rows]
+        return [lax.reduce(x, start, one, over) for x, start, one in rows]
+
+    def together(operands: Sequence[jax.Array]) -> list[jax.Array]:
+        def each(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+            return [one(x, y) for one, x, y in zip(combine, a, b, strict=True)]
+
+        return list(lax.reduce(list(operands), list(starts), each, over))
+
+    if jax.device_count() > 1 or (axes is None and jax.default_backend() == "gpu"):
+        results = apart(operands)
+    elif isinstance(operands[0], Tracer):  # for which platform, only the compiler knows
+        results = lax.platform_dependent(operands, tpu=apart, default=together)
     else:
-        results = list(lax.reduce(list(operands), list(starts), each, over))
+        results = together(operands)
     return results if axes is None else [jnp.expand_dims(x, over) for x in results]
 
 

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxprune._core import counts, meshes, paths, select_gpu
 from jaxprune._core.checks import debug_check
 from jaxprune._core.counts import Count
-from jaxprune._core.search import Image, Space, image_of, search, sums
+from jaxprune._core.search import Ends, Image, Space, ends, image_of, search, sums
 
 _MOST = (1 << 31) - 1  # entries of one array: its flat indices and sums are 32-bit integers
 
@@ -206,7 +206,8 @@ def _searched(
     images = tuple(image_of(x, dtype) for x in scores)
     places = [_Place(x.shape, axes, n) for x, n in zip(scores, mesh_axes, strict=True)]
     size = sum(place.competing for place in places)
-    bracket = search(Space(images, axes, mesh_axes), k, size)
+    space = Space(images, axes, mesh_axes)
+    bracket = search(space, k, ends(space, size))
     exact = counts.equal(bracket.at_low, k)
     wanted = counts.minus(k, bracket.above)  # how many of the tied entries, over all arrays
     some = counts.at_least(k, counts.as_count(1))
@@ -214,8 +215,11 @@ def _searched(
     for image, place in zip(images, places, strict=True):
         array = image(bracket.low)
         threshold = bracket.low.astype(array.dtype)
-        reach, past = sums([array >= threshold, array > threshold], axes, place.names)
-        found = reach - past
+        if len(images) == 1:  # then the search has counted them, or they are all kept
+            found = counts.to_int(counts.minus(bracket.at_low, bracket.above))
+        else:
+            reach, past = sums([array >= threshold, array > threshold], axes, place.names)
+            found = reach - past
         here = jnp.where(exact, found, counts.between(wanted, found))
         tied = _first_tied(image, threshold, place, wanted=here, found=found)
         masks.append(((array > threshold) | tied) & some)
@@ -233,7 +237,9 @@ def _first_tied(
 
     def first() -> jax.Array:
         space = Space((reverse,), place.axes, (place.names,))
-        last = search(space, counts.as_count(wanted), place.competing).low
+        low = jnp.ones_like(wanted, jnp.uint32)
+        within = Ends(low, low * np.uint32(place.competing), counts.as_count(found))
+        last = search(space, counts.as_count(wanted), within).low
         return reverse(last) >= last
 
     partial = jnp.any((wanted > 0) & (wanted < found))

@@ -12,7 +12,7 @@ import optax
 
 from jaxprune import allocation as allocations
 from jaxprune import scores
-from jaxprune._core import paths
+from jaxprune._core import paths, turns
 from jaxprune._core.meshes import known_axes, shards_of, split_over
 from jaxprune._core.packing import stored, unpack
 from jaxprune._core.prunable import Where
@@ -163,10 +163,12 @@ def regrown(settings: Settings, moment: Moment, counts: dict[str, Counts]) -> Le
     grown = settings.growth(moment, key)
     _check_grown(settings.growth, grown, moment.weights)
     refuse_nan({"score": kept, "growth": grown})
-    return {
-        path: drop_and_grow(settings, path, mask, kept[path], grown[path], counts[path])
-        for path, mask in moment.masks.items()
-    }
+    found: Leaves = {}
+    last = None
+    for path, mask in moment.masks.items():
+        score, growth = (turns.after(last, leaves[path]) for leaves in (kept, grown))
+        found[path] = last = drop_and_grow(settings, path, mask, score, growth, counts[path])
+    return found
 
 
 def _check_grown(growth: Growth, grown: Leaves, weights: Leaves) -> None:

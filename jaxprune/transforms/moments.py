@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._core import paths
+from jaxprune._core.meshes import known_axes
 from jaxprune.transforms._timetable import gate
 from jaxprune.types import Tree
 
@@ -92,9 +93,14 @@ def mean_of_live(state: Tree, start: Tree, old: _Masks, new: _Masks, changes: ja
 
 def _mean(leaf: jax.Array, stays: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return whether a leaf is nowhere negative, and its mean over the weights that stay."""
-    many = jnp.maximum(jnp.sum(stays, dtype=jnp.float32), 1.0)
-    total = jnp.sum(jnp.where(stays, leaf, jnp.zeros_like(leaf)), dtype=jnp.float32)
-    return jnp.all(leaf >= 0), (total / many).astype(leaf.dtype)
+    counted = (
+        jnp.sum(~(leaf >= 0), dtype=jnp.float32),
+        jnp.sum(stays, dtype=jnp.float32),
+        jnp.sum(jnp.where(stays, leaf, jnp.zeros_like(leaf)), dtype=jnp.float32),
+    )
+    names = known_axes(leaf)  # of a shard, what all of them hold
+    below, many, total = jax.lax.psum(counted, names) if names else counted
+    return below == 0, (total / jnp.maximum(many, 1.0)).astype(leaf.dtype)
 
 
 def _no_mean(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -273,7 +273,8 @@ def wrap(
         # Weights whose mask changes get no gradient in this call, and stay as they are moved.
         if recipe.moments is not None and (isinstance(fires, Tracer) or bool(fires)):
             start = inner.init(params)
-            inner_state = recipe.moments(inner_state, start, moment.masks, after.masks, fires)
+            with split_over(recipe.axis_names):
+                inner_state = recipe.moments(inner_state, start, moment.masks, after.masks, fires)
         live = {path: mask & after.masks[path] for path, mask in moment.masks.items()}
         grads = recipe.gradients(moment._replace(masks=live))
         given = paths.refill(updates, grads, _itself)

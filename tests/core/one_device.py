@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,14 @@ def bytes_per_score(program: Any) -> float:
     return sizes.temp_size_in_bytes / sizes.output_size_in_bytes
 
 
+def reads_of_several(platform: str) -> int:
+    """Count the reductions of several operands in a selection that is lowered for a platform."""
+    scores = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    traced = jax.jit(top_k_mask).trace(scores, jax.ShapeDtypeStruct((), jnp.int32))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return len(re.findall(r"stablehlo\.reduce\([^)]*\), \(", text))
+
+
 def main() -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -88,6 +97,7 @@ def main() -> None:
         "selections": len(found),
         "wrong": [name for name, mask, want in found if not np.array_equal(mask, want)],
         "bytes_per_score": {name: bytes_per_score(p) for name, p in compiled.items()},
+        "reads_of_several": {name: reads_of_several(name) for name in ("cpu", "tpu")},
     }
     print(json.dumps(report))
 

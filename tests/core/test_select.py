@@ -365,3 +365,9 @@ def test_on_one_device_the_masks_are_those_of_a_stable_sort(one_device: dict[str
 def test_on_one_device_a_program_stores_no_image_of_the_scores(one_device: dict[str, Any]):
     assert set(one_device["bytes_per_score"]) == {"float32", "bfloat16", "int32", "axes", "tree"}
     assert max(one_device["bytes_per_score"].values()) <= 1.0
+
+
+def test_for_a_pod_of_tpus_counts_are_summed_one_by_one(one_device: dict[str, Any]):
+    """A reduction of several operands gathers its partial results from all devices."""
+    assert one_device["reads_of_several"]["cpu"] > 0
+    assert one_device["reads_of_several"]["tpu"] == 0

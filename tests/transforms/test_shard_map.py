@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxprune
 from jaxprune import NM, Block, Channel, allocation, schedules
-from jaxprune.transforms import Health
+from jaxprune.transforms import Health, moments
 
 RAMP = schedules.linear(0.0, 0.75, begin=0, end=2)
 SHAPES = {"a/kernel": (16, 8), "c/kernel": (8, 16)}
@@ -129,6 +129,25 @@ def test_static_needs_no_names():
         params = jax.jit(body)(placed(mesh, parameters()), placed(mesh, tree))
         for name, leaf in params.items():
             np.testing.assert_array_equal(leaf["kernel"] != 0, tree[name]["kernel"])
+
+
+def test_grown_weights_start_with_the_mean_of_all_shards():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    nu = np.arange(16, dtype=np.float32)
+    old = np.arange(16) % 3 > 0
+    new = np.arange(16) % 3 < 2
+    state, start, masks = ({"nu": {"w": x}} for x in (nu, np.zeros_like(nu), old))
+
+    def restart(state: Any, start: Any, masks: Any, new: Any) -> Any:
+        changes = jnp.array(True)
+        return moments.mean_of_live(state, start, masks["nu"], {"w": new}, changes)
+
+    body = jax.shard_map(
+        restart, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")
+    )
+    found = jax.jit(body)(state, start, masks, new)["nu"]["w"]
+    alone = restart(*jax.tree.map(jnp.asarray, (state, start, masks, new)))["nu"]["w"]
+    np.testing.assert_array_equal(found, alone)
 
 
 TEXTS = {

@@ -41,7 +41,7 @@ class Placement:
     """
 
     name: str
-    axes: dict[str, int]
+    axes: tuple[tuple[str, int], ...]
     data: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Placement:
     @property
     def mesh(self) -> Mesh:
         kind = AxisType.Explicit if self.explicit else AxisType.Auto
-        sizes, names = tuple(self.axes.values()), tuple(self.axes)
+        names, sizes = zip(*self.axes, strict=True)
         return jax.make_mesh(sizes, names, axis_types=(kind,) * len(names))
 
     def spec(self, name: str, *, gathered: bool = False) -> P:
@@ -77,18 +77,22 @@ class Placement:
         }
 
 
-_TWO = {"data": 4, "model": 2}
-_BOTH: dict[str, Any] = {"axes": _TWO, "data": ("data",), "rows": ("data",), "columns": ("model",)}
+_BOTH: dict[str, Any] = {
+    "axes": (("data", 4), ("model", 2)),
+    "data": ("data",),
+    "rows": ("data",),
+    "columns": ("model",),
+}
 
 PLACEMENTS = (
-    Placement("data parallel", {"data": 8}, data=("data",)),
-    Placement("FSDP", {"data": 8}, data=("data",), rows=("data",)),
-    Placement("tensor parallel", {"model": 8}, columns=("model",)),
+    Placement("data parallel", (("data", 8),), data=("data",)),
+    Placement("FSDP", (("data", 8),), data=("data",), rows=("data",)),
+    Placement("tensor parallel", (("model", 8),), columns=("model",)),
     Placement("FSDP × tensor", **_BOTH),
     Placement("FSDP × tensor, explicit", **_BOTH, explicit=True),
     Placement(
         "data × FSDP × tensor",
-        {"data": 2, "fsdp": 2, "model": 2},
+        (("data", 2), ("fsdp", 2), ("model", 2)),
         data=("data", "fsdp"),
         rows=("fsdp",),
         columns=("model",),
@@ -126,18 +130,18 @@ def _block(placement: Placement, mesh: Mesh, params: Any, x: jax.Array) -> jax.A
     return product(hidden, "out", P(batch, None))
 
 
-def transform(row: TransformRow, placement: Placement, params: Any) -> Any:
-    """Return the row's transform around the bare optimizer."""
-    settings: dict[str, Any] = {}
-    if placement.manual:
-        known = inspect.signature(getattr(jaxprune, row.name)).parameters
-        shapes = {f"{name}/kernel": shape for name, shape in SHAPES.items()}
-        given = {"axis_names": tuple(placement.axes), "shapes": shapes}
-        settings = {name: value for name, value in given.items() if name in known}
+def transform(row: TransformRow | None, placement: Placement, params: Any, *, manual: bool) -> Any:
+    """Return the row's transform around the bare optimizer, or that alone."""
+    inner = third_party.inner(_INNER)
+    if row is None:
+        return optax.with_extra_args_support(inner)
+    given: dict[str, Any] = {}
     if placement.stacked:
-        known = inspect.signature(getattr(jaxprune, row.name)).parameters
-        settings |= {"layers": {".*": 0}} if "layers" in known else {}
-    return row.make(third_party.inner(_INNER), params, **settings)
+        given["layers"] = {".*": 0}
+    if manual:
+        given["shapes"] = {f"{name}/kernel": shape for name, shape in SHAPES.items()}
+    known = inspect.signature(getattr(jaxprune, row.name)).parameters
+    return row.make(inner, params, **{k: v for k, v in given.items() if k in known})
 
 
 def step(row: TransformRow | None, placement: Placement) -> Any:
@@ -145,11 +149,7 @@ def step(row: TransformRow | None, placement: Placement) -> Any:
     mesh = placement.mesh
     params = placement.params(mesh)
     with _set(placement, mesh):
-        if row is None:
-            tx = optax.with_extra_args_support(third_party.inner(_INNER))
-        else:
-            tx = transform(row, placement, _values(params))
-        run, state = _step_of(tx, row, placement, mesh, params)
+        run, state = _step_of(row, placement, mesh, params)
         x = jax.ShapeDtypeStruct(
             (BATCH, SHAPES["hidden"][0]),
             jnp.float32,
@@ -160,8 +160,11 @@ def step(row: TransformRow | None, placement: Placement) -> Any:
 
 
 def _step_of(
-    tx: Any, row: TransformRow | None, placement: Placement, mesh: Mesh, params: Any
+    row: TransformRow | None, placement: Placement, mesh: Mesh, params: Any
 ) -> tuple[Callable[..., Any], Any]:
+    values = _values(params)
+    tx = transform(row, placement, values, manual=placement.manual)
+    first = transform(row, placement, values, manual=False).init
     apply = third_party.leniently(optax.apply_updates)
     differentiate = jaxprune.value_and_grad if row is not None else _bare
 
@@ -175,13 +178,11 @@ def _step_of(
 
         return update(params, state, differentiate(objective)(params, state)[1])
 
-    state = _placed(jax.eval_shape(tx.init, _values(params)), placement, mesh)
+    state = _placed(jax.eval_shape(first, values), placement, mesh)
     if not placement.manual:
         return train, state
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, (params, state))
-    inside = jax.shard_map(
-        update, mesh=mesh, in_specs=(*specs, specs[0]), out_specs=specs, check_vma=False
-    )
+    inside = jax.shard_map(update, mesh=mesh, in_specs=(*specs, specs[0]), out_specs=specs)
     return inside, state
 
 
