@@ -18,21 +18,21 @@ from tests.transforms.common.placements import LAYERS, PLACEMENTS, SHAPES, Place
 PAGE = Path(__file__).parents[3] / "docs" / "collectives.md"
 REFUSED = "top_kast ranks all weights of a layer"
 
-_HIDDEN, _OUT = SHAPES["hidden"], SHAPES["out"]
+_HIDDEN, _OUT = (" × ".join(map(str, SHAPES[name])) for name in ("hidden", "out"))
 HEAD = f"""\
 # What moves between devices
 
 For each transform and each way to place a model: the collectives of a compiled training step beyond
-those of the bare optimizer's step, and the bytes of the largest. All are all-reduces, of counts
-that a search needs of whole weights: one in a pass, seven numbers a layer. No weight, mask or
-score is moved. Where every device holds whole weights, or a method looks at small groups alone,
-nothing is.
+those of the bare optimizer's step, and the bytes of the largest. All are all-reduces of counts: a
+search needs those of seven thresholds, for every layer, in each of its passes, and health those of
+weights that came back. No weight, mask or score is moved. Where every device holds whole weights,
+or a method looks at groups that no device shares, nothing is.
 
-The model has two weights, {_HIDDEN[0]} × {_HIDDEN[1]} and {_OUT[0]} × {_OUT[1]} in float32, on
-eight virtual devices; *scanned layers* are {LAYERS} such blocks whose weights are stacked. Axes are
-automatic, except where the table says explicit; `shard_map` holds the optimizer alone, which is
-given gradients. `top_kast` refuses weights that are split inside `shard_map`, by name. The first
-line is what the bare step moves itself.
+The model has two weights, {_HIDDEN} and {_OUT} in float32, on eight virtual
+devices; *scanned layers* are {LAYERS} such blocks whose weights are stacked. Axes are
+automatic, except where the table says explicit. Under `shard_map` it is the optimizer's step
+alone, which is given gradients; there `top_kast` refuses weights that are split. The first line is
+what the bare step moves itself.
 """
 
 
