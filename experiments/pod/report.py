@@ -53,14 +53,14 @@ MISSES = """\
 Why it misses:
 
 - **Compile time.** Every kind of weight has a search of its own: a loop over thresholds, and one
-  over ties. Seven kinds of kernels make fourteen loops, as many programs as the rest of the step.
-  `rigl` selects two times. It is paid once, and the number of layers does not matter.
-- **1B and 7B.** A chip has few weights (4 and 25 million): the programs themselves and buffers of
-  a few megabytes are a byte a weight and more.
-- **2:4.** The groups of four lie along the rows, which the compiler lays out anew to compare them;
-  the copies of several kernels are there at once. `mdgf` does so in every step.
-- **packed.** A byte holds eight weights along the last axis, and the compiler spreads them in
-  32-bit arrays that are padded. On a TPU the boolean masks take less.
+  over ties. Seven kinds of kernels make fourteen loops, as many programs as the rest of the step,
+  and `rigl` selects two times. It is paid once, and the number of layers does not matter. Groups of
+  2:4 are compared without a loop.
+- **1B and 7B.** A chip has few weights (4 and 25 million): the programs themselves, and what the
+  compiler moves between fast memory and the other, are some megabytes, a fraction of a byte a
+  weight or a few.
+- **packed.** A byte holds eight weights along the last axis. The compiler makes 32-bit numbers of
+  them in arrays that it pads: on a TPU boolean masks take less.
 """
 
 

@@ -15,6 +15,7 @@ from jaxprune._core.select import refuse_nan, top_k_mask
 from jaxprune.patterns import _common
 from jaxprune.types import AxisReader
 
+_PAIRS = 8  # up to here a TPU compares a group's members as arrays of their own
 _UNROLLED = 64  # beyond, comparing all pairs of a group costs more than a search
 
 
@@ -186,7 +187,11 @@ class NM:
             # A group lies in one shard: whatever splits the weight splits none of its groups.
             chosen = top_k_mask(groups, kept, axis=axis, axis_names=())
         else:
-            chosen = _ranks(groups, axis) < jnp.asarray(kept, jnp.int32)
+            rank, pairs = (functools.partial(f, axis=axis) for f in (_best, _best_of_pairs))
+            tpu = pairs if self.m <= _PAIRS else rank
+            chosen = lax.platform_dependent(
+                groups, jnp.asarray(kept, jnp.int32), tpu=tpu, default=rank
+            )
         return _common.sharded_like(self._join(chosen, scores.shape), scores)
 
     def holds(self, mask: jax.Array) -> jax.Array:
@@ -221,12 +226,25 @@ class NM:
         return jnp.moveaxis(x, range(len(shape) - len(axes), len(shape)), axes)
 
 
-def _ranks(image: jax.Array, axis: int) -> jax.Array:
-    """Return how many members of its group beat each member: greater, or equal and earlier."""
+def _best(image: jax.Array, kept: jax.Array, axis: int) -> jax.Array:
+    """Tell which members fewer than ``kept`` of their group beat: greater, or equal and earlier."""
     place = lax.broadcasted_iota(jnp.int32, image.shape, axis)
     rank = jnp.zeros_like(image, jnp.int32)
     for member in range(image.shape[axis]):
         other = lax.slice_in_dim(image, member, member + 1, axis=axis)
         beats = (other > image) | ((other == image) & (place > np.int32(member)))
         rank = rank + beats.astype(jnp.int32)
-    return rank
+    return rank < kept
+
+
+def _best_of_pairs(image: jax.Array, kept: jax.Array, axis: int) -> jax.Array:
+    """Tell the same: a pair is compared once, and nothing of a weight's size is stored."""
+    size = image.shape[axis]
+    members = [lax.slice_in_dim(image, i, i + 1, axis=axis) for i in range(size)]
+    rank = [jnp.zeros_like(member, jnp.int32) for member in members]
+    for i in range(size):
+        for j in range(i + 1, size):
+            later = (members[j] > members[i]).astype(jnp.int32)
+            rank[i] = rank[i] + later
+            rank[j] = rank[j] + np.int32(1) - later
+    return lax.concatenate([each < kept for each in rank], axis)

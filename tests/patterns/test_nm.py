@@ -1,6 +1,7 @@
 """N:M against a slow reference, on every axis; the shapes and arguments that it refuses."""
 
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxprune import NM
+from jaxprune.patterns import nm
 from tests.laws.measure import collectives
 from tests.patterns import references
 
@@ -40,6 +42,30 @@ def test_every_group_keeps_its_best(
         got = select(jnp.asarray(scores), jnp.int32(kept))
         np.testing.assert_array_equal(got, references.nm(scores, kept, 4, axes))
         assert bool(pattern.holds(got)) == (kept == 1)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 8])
+def test_pairs_find_what_ranks_do(m: int, rng: np.random.Generator):
+    """The form for TPUs, which does not run here."""
+    image = jnp.asarray(rng.integers(0, 4, (3, m, 40)), jnp.uint32)
+    for kept in range(m + 1):
+        each = [f(image, jnp.int32(kept), 1) for f in (nm._best, nm._best_of_pairs)]
+        np.testing.assert_array_equal(*each)
+
+
+def test_a_tpu_compares_pairs_of_small_groups():
+    shape = jax.ShapeDtypeStruct((64, 8), jnp.float32)
+
+    def largest(m: int, platform: str) -> int:
+        """Count the comparisons of a whole weight."""
+        lowered = jax.jit(lambda x: NM(1, m).mask(x, 1)).trace(shape)
+        text = lowered.lower(lowering_platforms=(platform,)).as_text()
+        groups = f"tensor<{64 // m}x{m}x8xui32>"
+        return len(re.findall(f"stablehlo.compare .*{groups}, {groups}", text))
+
+    assert largest(4, "cpu") == largest(4, "cuda") > 0
+    assert largest(4, "tpu") == 0
+    assert largest(16, "tpu") == largest(16, "cpu")
 
 
 @pytest.mark.parametrize("m", [1, 2, 16, 64, 65, 96])
