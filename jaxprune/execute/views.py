@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.formats import Bitmap, BlockSparse, NMSparse
 from jaxprune.graph.factors import Dim, Factor, regroup, size_of
 from jaxprune.graph.matrix import Layout
-
-Format = NMSparse | BlockSparse | Bitmap
+from jaxprune.kernels.sparse_matmul import Format
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix"], meta_fields=["layout"])

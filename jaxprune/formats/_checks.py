@@ -114,10 +114,3 @@ def show(w: Any, *settings: str) -> str:
     """Return ``Name(shape, dtype, settings)``."""
     parts = [str(list(w.shape)), jnp.dtype(w.dtype).name, *settings]
     return f"{type(w).__name__}({', '.join(parts)})"
-
-
-def over_layers(function: Any, layers: int) -> Any:
-    """Return a function of one matrix as a function of stacks of them."""
-    for _ in range(layers):
-        function = jax.vmap(function)
-    return function

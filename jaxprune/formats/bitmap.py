@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._core.stacks import over_layers
 from jaxprune.formats import _checks, _scales
+from jaxprune.formats._compressed import Compressed
 
 _OWNER = "Bitmap"
 
@@ -20,7 +22,7 @@ _OWNER = "Bitmap"
     meta_fields=["columns", "dense_dtype"],
 )
 @dataclasses.dataclass(frozen=True, repr=False)
-class Bitmap:
+class Bitmap(Compressed):
     """Matrices ``[..., in, out]`` with zeros anywhere.
 
     A pytree; leading axes stack layers, as in `NMSparse`. It saves memory and no time: products
@@ -93,24 +95,9 @@ class Bitmap:
         return (*self.bits.shape[:-1], self.columns)
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the dense weight."""
-        return self.value_dtype if self.dense_dtype is None else self.dense_dtype
-
-    @property
     def value_dtype(self) -> np.dtype[Any]:
         """Dtype of the stored values: the weight's, unless they are quantised."""
         return jnp.dtype(self.values.dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return _checks.nbytes(self)
 
     def mask(self) -> jax.Array:
         """Return the mask, True = kept."""
@@ -150,10 +137,6 @@ class Bitmap:
             return dataclasses.replace(self, dense_dtype=jnp.dtype(dtype))
         return dataclasses.replace(self, values=self.values.astype(dtype))
 
-    def __getitem__(self, index: Any) -> "Bitmap":
-        """Return a layer, or a range of layers, of a stack."""
-        return _checks.layer_of(self, index)
-
     def __repr__(self) -> str:
         return _checks.show(self, f"{self.values.shape[-1]} values", *_scales.told(self))
 
@@ -175,7 +158,7 @@ def _compressed(w: jax.Array, mask: jax.Array | None, count: int) -> tuple[jax.A
     def gathered(w: jax.Array, place: jax.Array) -> jax.Array:
         return jnp.zeros(count, w.dtype).at[place].set(w, mode="drop")
 
-    values = _checks.over_layers(gathered, w.ndim - 2)(w.reshape(flat.shape), place)
+    values = over_layers(gathered, w.ndim - 2)(w.reshape(flat.shape), place)
     bits = jnp.packbits(mask, axis=-1, bitorder="little")
     return _checks.poisoned(values, outside | over), bits, outside, over
 
@@ -189,7 +172,7 @@ def _dense(w: Bitmap) -> jax.Array:
     def spread(values: jax.Array, place: jax.Array) -> jax.Array:
         return values.at[place].get(mode="clip")
 
-    spread = _checks.over_layers(spread, mask.ndim - 2)
+    spread = over_layers(spread, mask.ndim - 2)
     dense = jnp.where(flat, spread(w.values, place), jnp.zeros((), w.value_dtype))
     return _scales.applied(dense.reshape(mask.shape), w.scale, w.dtype)
 
@@ -205,7 +188,7 @@ def _quantized(w: Bitmap, dtype: np.dtype[Any]) -> Bitmap:
         scale = _scales.scale_of(largest, dtype)
         return _scales.rounded(values, scale[column], dtype), scale
 
-    values, scale = _checks.over_layers(one, mask.ndim - 2)(mask, w.values)
+    values, scale = over_layers(one, mask.ndim - 2)(mask, w.values)
     return dataclasses.replace(w, values=values, scale=scale, dense_dtype=w.dtype)
 
 

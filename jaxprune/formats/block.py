@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._core.stacks import over_layers
 from jaxprune.formats import _checks, _scales
+from jaxprune.formats._compressed import Compressed
 from jaxprune.formats._tiles import stored, tiles_of
 
 _OWNER = "BlockSparse"
@@ -20,7 +22,7 @@ _ARRAYS = ["data", "rows", "columns", "starts", "by_row", "row_starts", "count",
     jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=["dense_dtype"]
 )
 @dataclasses.dataclass(frozen=True, repr=False)
-class BlockSparse:
+class BlockSparse(Compressed):
     """Matrices ``[..., in, out]`` of blocks, of which the stored ones may hold values.
 
     A pytree; leading axes stack layers, as in `NMSparse`. Where the blocks stand is data: with
@@ -136,24 +138,9 @@ class BlockSparse:
         return (*self.data.shape[:-3], high * height, wide * width)
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the dense weight."""
-        return self.value_dtype if self.dense_dtype is None else self.dense_dtype
-
-    @property
     def value_dtype(self) -> np.dtype[Any]:
         """Dtype of the stored values: the weight's, unless they are quantised."""
         return jnp.dtype(self.data.dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return _checks.nbytes(self)
 
     def live(self) -> jax.Array:
         """Return which slots hold blocks, boolean ``[..., slots]``."""
@@ -193,10 +180,6 @@ class BlockSparse:
             return dataclasses.replace(self, dense_dtype=jnp.dtype(dtype))
         return dataclasses.replace(self, data=self.data.astype(dtype))
 
-    def __getitem__(self, index: Any) -> "BlockSparse":
-        """Return a layer, or a range of layers, of a stack."""
-        return _checks.layer_of(self, index)
-
     def __repr__(self) -> str:
         height, width = self.block
         return _checks.show(self, f"{self.slots} blocks of {height} × {width}", *_scales.told(self))
@@ -219,7 +202,7 @@ def _compressed(
 ) -> tuple[Any, jax.Array]:
     """Return the arrays, and whether there are too few slots."""
     over = jnp.any(jnp.sum(live, (-1, -2), dtype=jnp.int32) > slots)
-    build = _checks.over_layers(functools.partial(stored, slots=slots), w.ndim - 2)
+    build = over_layers(functools.partial(stored, slots=slots), w.ndim - 2)
     data, *index = build(tiles_of(w, height, width), live)
     return (_checks.poisoned(data, bad | over), *index), over
 
@@ -233,7 +216,7 @@ def _dense(w: BlockSparse) -> jax.Array:
         tiles = jnp.zeros((high * wide, *data.shape[1:]), data.dtype)
         return tiles.at[place].set(data, mode="drop")
 
-    tiles = _checks.over_layers(spread, w.ndim - 2)(w.data, place)
+    tiles = over_layers(spread, w.ndim - 2)(w.data, place)
     tiles = tiles.reshape(*tiles.shape[:-3], high, wide, *w.block)
     dense = jnp.swapaxes(tiles, -2, -3).reshape(w.shape)
     return _scales.applied(dense, w.scale, w.dtype)
@@ -247,7 +230,7 @@ def _quantized(w: BlockSparse, dtype: np.dtype[Any]) -> BlockSparse:
         scale = _scales.scale_of(largest, dtype)
         return _scales.rounded(data, scale[columns][:, None], dtype), scale.reshape(-1)
 
-    data, scale = _checks.over_layers(one, w.ndim - 2)(w.data, w.columns)
+    data, scale = over_layers(one, w.ndim - 2)(w.data, w.columns)
     return dataclasses.replace(w, data=data, scale=scale, dense_dtype=w.dtype)
 
 

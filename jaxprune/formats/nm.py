@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._core.stacks import over_layers
 from jaxprune.formats import _checks, _scales
+from jaxprune.formats._compressed import Compressed
 from jaxprune.formats.layouts import PLAIN, Layout, PlainLayout
 
 _OWNER = "NMSparse"
@@ -20,7 +22,7 @@ _OWNER = "NMSparse"
     meta_fields=["n", "m", "layout", "matrix", "dense_dtype"],
 )
 @dataclasses.dataclass(frozen=True, repr=False)
-class NMSparse:
+class NMSparse(Compressed):
     """Matrices ``[..., in, out]`` that keep n of every m consecutive weights along ``in``.
 
     A pytree: leading axes stack layers and stand first in every leaf, so that ``jax.vmap`` and the
@@ -115,26 +117,11 @@ class NMSparse:
         return (*self._lead(self.matrix), *self.matrix)
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the dense weight."""
-        return self.value_dtype if self.dense_dtype is None else self.dense_dtype
-
-    @property
     def value_dtype(self) -> np.dtype[Any]:
         """Dtype of the stored values: the weight's, unless they are quantised."""
         if self.matrix is None:
             return jnp.dtype(self.packed.values.dtype)
         return jnp.dtype(jax.eval_shape(self.unpack)[0].dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return _checks.nbytes(self)
 
     def unpack(self) -> tuple[jax.Array, jax.Array]:
         """Return values ``[..., out, groups, n]`` and uint8 positions in their groups.
@@ -143,7 +130,7 @@ class NMSparse:
         """
         *lead, k, n_out = self.shape
         unpack = functools.partial(self.layout.unpack, n=self.n, m=self.m, k=k, n_out=n_out)
-        return _checks.over_layers(unpack, len(lead))(self.packed)
+        return over_layers(unpack, len(lead))(self.packed)
 
     def todense(self) -> jax.Array:
         """Return the dense weight, bit for bit; quantised values times their scale."""
@@ -195,16 +182,12 @@ class NMSparse:
         values, positions = self.unpack()
         return self._with(values.astype(dtype), positions, self.layout)
 
-    def __getitem__(self, index: Any) -> "NMSparse":
-        """Return a layer, or a range of layers, of a stack."""
-        return _checks.layer_of(self, index)
-
     def __repr__(self) -> str:
         return _checks.show(self, f"{self.n}:{self.m}", *_scales.told(self))
 
     def _with(self, values: jax.Array, positions: jax.Array, layout: Layout) -> "NMSparse":
         *lead, k, n_out = self.shape
-        packed = _checks.over_layers(functools.partial(layout.pack, m=self.m), len(lead))
+        packed = over_layers(functools.partial(layout.pack, m=self.m), len(lead))
         matrix = None if isinstance(layout, PlainLayout) else (k, n_out)
         packed = packed(values, positions)
         return dataclasses.replace(self, packed=packed, layout=layout, matrix=matrix)
@@ -248,7 +231,7 @@ def _compressed(
     values = _taken(_groups(jnp.where(mask, w, jnp.zeros_like(w)), m), positions)
     pack = functools.partial(layout.pack, m=m)
     values = _checks.poisoned(values, outside | over)
-    return _checks.over_layers(pack, w.ndim - 2)(values, positions), outside, over
+    return over_layers(pack, w.ndim - 2)(values, positions), outside, over
 
 
 @jax.jit

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune._core import paths
 from jaxprune._core.prunable import Where
+from jaxprune._core.stacks import over_layers
 from jaxprune.graph import Graph
 from jaxprune.graph.matrix import Layout
 from jaxprune.masks import Patterns
@@ -297,9 +298,7 @@ def _obs(array: jax.Array, inputs: Inputs, layout: Layout, damping: float) -> ja
     def one(weight: jax.Array, gram: jax.Array, sequences: jax.Array) -> jax.Array:
         return obs(weight, 2.0 / sequences * gram, damping=damping)
 
-    score: Callable[..., jax.Array] = one
-    for _ in layout.lead:
-        score = jax.vmap(score)
+    score = over_layers(one, len(layout.lead))
     assert inputs.gram is not None
     return layout.weight(score(layout.matrix(array), inputs.gram, inputs.sequences))
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._core.prunable import Where
+from jaxprune._core.stacks import over_layers
 from jaxprune.graph import Graph
 from jaxprune.graph.matrix import Layout
 from jaxprune.masks import MaskRule, Patterns
@@ -218,9 +219,7 @@ def outlier_ratios(
 
 
 def _scores(weight: Weight) -> jax.Array:
-    scores = wanda_scores
-    for _ in weight.layout.lead:
-        scores = jax.vmap(scores)
+    scores = over_layers(wanda_scores, len(weight.layout.lead))
     inputs = weight.inputs
     assert inputs.squares is not None
     return scores(weight.layout.matrix(weight.array), inputs.squares)
@@ -275,9 +274,7 @@ def _compiled(
             pruned = method(weight, inputs, target)
             return pruned, *_squared_error(weight, pruned.weight, inputs)
 
-        mapped = one
-        for _ in layout.lead:
-            mapped = jax.vmap(mapped)
+        mapped = over_layers(one, len(layout.lead))
         pruned, error, size = mapped(layout.matrix(weight), inputs)
         array, mask = layout.weight(pruned.weight), layout.weight(pruned.mask)
         damping = None if pruned.damping is None else jnp.max(pruned.damping)

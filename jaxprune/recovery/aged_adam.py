@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.recovery.deltas import SparseDelta, at_entries, largest, per_matrix
+from jaxprune._core.stacks import over_layers
+from jaxprune.recovery.deltas import SparseDelta, at_entries, largest
 from jaxprune.recovery.moving import Move, move
 
 
@@ -96,7 +97,7 @@ class AgedAdam:
         def choose(one: jax.Array) -> jax.Array:
             return largest(one, delta.values.shape[-1])
 
-        return _unobserved(per_matrix(choose, delta.layout)(scores), delta.values)
+        return _unobserved(over_layers(choose, len(delta.layout.lead))(scores), delta.values)
 
     def observe(
         self, delta: SparseDelta, candidates: Candidates, gradient: jax.Array
@@ -148,7 +149,7 @@ class AgedAdam:
             return moved, AgedMoments(*map(step.placed, moments, new))
 
         rest = () if allowed is None else (allowed,)
-        return per_matrix(one, delta.layout)(delta, moments, candidates, *rest)
+        return over_layers(one, len(delta.layout.lead))(delta, moments, candidates, *rest)
 
     def _seeded(self, candidates: Candidates, gradients_per_step: int) -> AgedMoments:
         """Return moments as if the gradients that were seen had all been the mean one."""

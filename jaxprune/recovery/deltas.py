@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from jaxprune._core.prunable import Where, default_where, select
 from jaxprune._core.select import top_k_mask
+from jaxprune._core.stacks import over_layers
 from jaxprune.graph import Graph
 from jaxprune.graph.matrix import Layout
 from jaxprune.masks import mask_leaves
@@ -58,7 +59,7 @@ class SparseDelta:
         """Return the weight with the values added at the indices, zero where pruned."""
         matrix = self.layout.matrix(weight)
         wide = matrix.astype(wide_dtype(weight.dtype))
-        changed = per_matrix(_added, self.layout)(wide, self.indices, self.values)
+        changed = over_layers(_added, len(self.layout.lead))(wide, self.indices, self.values)
         return keep(mask, self.layout.weight(changed.astype(weight.dtype)))
 
     def merged(self, weight: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -133,16 +134,10 @@ def sparse_deltas(
     return found
 
 
-def per_matrix(function: Any, matrices: Layout) -> Any:
-    """Map a function of matrices over layers, experts and groups."""
-    for _ in matrices.lead:
-        function = jax.vmap(function)
-    return function
-
-
 def at_entries(delta: SparseDelta, matrices: jax.Array) -> jax.Array:
     """Return what dense matrices ``(*lead, in, out)`` have at the entries, ``(*lead, k)``."""
-    return per_matrix(lambda matrix, at: matrix.ravel()[at], delta.layout)(matrices, delta.indices)
+    take = over_layers(lambda matrix, at: matrix.ravel()[at], len(delta.layout.lead))
+    return take(matrices, delta.indices)
 
 
 def largest(scores: jax.Array, count: int) -> jax.Array:
@@ -167,10 +162,7 @@ def _drawn(
     scores = jax.random.uniform(key, shape, jnp.float32)
     if allowed is not None:
         scores = jnp.where(allowed, scores, jnp.full_like(scores, -1.0))
-    draw = functools.partial(largest, count=count)
-    for _ in shape[1:]:
-        draw = jax.vmap(draw)
-    return draw(scores)
+    return over_layers(functools.partial(largest, count=count), len(shape) - 1)(scores)
 
 
 def _added(matrix: jax.Array, indices: jax.Array, values: jax.Array) -> jax.Array:

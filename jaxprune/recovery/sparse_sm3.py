@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.recovery.deltas import SparseDelta, at_entries, largest, per_matrix
+from jaxprune._core.stacks import over_layers
+from jaxprune.recovery.deltas import SparseDelta, at_entries, largest
 from jaxprune.recovery.moving import move
 
 
@@ -51,7 +52,7 @@ class SparseSM3:
             new = old.rows.at[row].max(bound), old.columns.at[column].max(bound)
             return bound, SM3Moments(*new)
 
-        bound, moments = per_matrix(bounds, delta.layout)(delta.indices, moments, here)
+        bound, moments = over_layers(bounds, len(delta.layout.lead))(delta.indices, moments, here)
         values = delta.values - rate * here / jnp.sqrt(bound + self.eps)
         return dataclasses.replace(delta, values=values), moments
 
@@ -87,7 +88,7 @@ class SparseSM3:
             )
 
         rest = () if allowed is None else (allowed,)
-        return per_matrix(one, delta.layout)(delta, moments, *rest)
+        return over_layers(one, len(delta.layout.lead))(delta, moments, *rest)
 
 
 def _scores(indices: jax.Array, moments: SM3Moments, allowed: jax.Array | None = None) -> jax.Array:
