@@ -30,6 +30,7 @@ from jaxprune.execute import execute, pack
 from jaxprune.kernels import autotune
 
 N, M = 2, 4
+PATTERN = jaxprune.NM(N, M)
 LLAMA_7B = models.LlamaConfig(
     vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32,
     num_attention_heads=32, num_key_value_heads=32, head_dim=128,
@@ -156,14 +157,7 @@ def drawn(key: jax.Array, shape: tuple[int, int], dtype: Any, pruned: bool) -> A
     w = (0.02 * jax.random.normal(key, shape)).astype(dtype)
     if not pruned:
         return w, None
-    groups = jnp.abs(w).reshape(-1, M, shape[1])
-    place = jnp.arange(M)[None, :, None]
-    ahead = []
-    for i in range(M):
-        other = groups[:, i : i + 1]
-        ahead.append((other > groups) | ((other == groups) & (i < place)))
-    rank = functools.reduce(jnp.add, [one.astype(jnp.uint8) for one in ahead])
-    mask = (rank < jnp.uint8(N)).reshape(shape)
+    mask = PATTERN.mask(jnp.abs(w), N)
     return jnp.where(mask, w, jnp.zeros_like(w)), mask
 
 

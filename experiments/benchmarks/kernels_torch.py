@@ -138,7 +138,10 @@ def _block_rows(side: int) -> Any:
 
 
 def _seconds(calls: Sequence[Call], samples: int = 9) -> float:
-    """Return the median seconds of a call, all in one CUDA graph; one by one where that fails."""
+    """Return the median seconds of a call, all in one CUDA graph; where that fails, one by one.
+
+    The reason is printed: starting the calls one by one takes time, too.
+    """
     for call in calls[:2]:
         call()
     torch.cuda.synchronize()
@@ -160,7 +163,8 @@ def _seconds(calls: Sequence[Call], samples: int = 9) -> float:
         with torch.cuda.graph(graph):
             eager()
         run = graph.replay
-    except Exception:
+    except RuntimeError as error:
+        print(f"no CUDA graph, so that calls are started one by one: {error}", file=sys.stderr)
         torch.cuda.synchronize()
     times = []
     for _ in range(samples + 2):

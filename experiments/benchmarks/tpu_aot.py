@@ -53,7 +53,7 @@ CHIPS = {
 }
 
 # No TPU is looked for, nothing is logged, and several processes may compile at a time.
-_QUIET = {
+QUIET = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_LOG_DIR": "disabled",
@@ -75,7 +75,7 @@ def missing() -> str | None:
 @functools.cache
 def devices(chip: str) -> Sequence[Any]:
     """Return the devices of a slice that is not there."""
-    with _environment(_QUIET):
+    with environment(QUIET):
         found = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
     return found.devices
 
@@ -169,7 +169,7 @@ def dumping() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         flags += " --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
-        with _environment({"LIBTPU_INIT_ARGS": flags}):
+        with environment({"LIBTPU_INIT_ARGS": flags}):
             yield Path(folder)
 
 
@@ -207,7 +207,8 @@ def parse_schedule(text: str) -> Schedule:
 
 
 @contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

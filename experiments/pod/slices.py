@@ -38,7 +38,7 @@ SLICES = {
 @functools.cache
 def devices(topology: str) -> Any:
     """Describe the chips of a slice; the package `libtpu` knows them."""
-    with tpu_aot._environment(tpu_aot._QUIET):
+    with tpu_aot.environment(tpu_aot.QUIET):
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 

@@ -10,17 +10,23 @@ import jax.numpy as jnp
 MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 SHARED_BYTES = 220 * 1024  # of the 227 KiB a block may have; the rest is for barriers
 
-_DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+_NAMES = ("H100", "H200", "H800", "GH200")
+
+
+def is_hopper(device_kind: str) -> bool:
+    """Return whether a device is one, by its own name."""
+    return any(name in device_kind for name in _NAMES)
 
 
 def refusal(dtype: Any, device_kind: str) -> str | None:
     """Return why no Hopper kernel can serve a type on a device, or None."""
-    if not any(name in device_kind for name in ("H100", "H200", "H800", "GH200")):
+    if not is_hopper(device_kind):
         return (
             f"needs an NVIDIA Hopper GPU (H100, H200), not {device_kind!r}: the kernel uses "
             "instructions that other GPUs lack. Use implementation='xla'."
         )
-    if jnp.dtype(dtype) not in _DTYPES:
+    if jnp.dtype(dtype) not in DTYPES:
         return (
             f"takes bfloat16 or float16, not {jnp.dtype(dtype).name}: the sparse tensor cores "
             "select among four weights of 16 bits only. Cast weights and activations, or use "

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune._core.select import top_k_mask
 from jaxprune.formats import PLAIN as PLAIN_LAYOUT
 from jaxprune.formats import Bitmap, BlockSparse, NMSparse
 from jaxprune.kernels import dispatch, reference, tuning
+from jaxprune.patterns import NM
 
 TOLERANCE = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-3}
 """Largest error, in the norm and relative, of a result that counts as right."""
@@ -79,10 +81,10 @@ def weight(product: tuning.Product, form: str, key: jax.Array) -> Any:
     w = jax.random.normal(key, (product.k, product.n_out)) * product.k**-0.5
     w = w.astype(product.dtype)
     if kind == "nm":
-        mask = _largest(w, a, b)
+        mask = NM(a, b).mask(jnp.abs(w), a)
     else:
         cells = jnp.square(w).astype(jnp.float32).reshape(w.shape[0] // a, a, w.shape[1] // b, b)
-        live = _most(jnp.sum(cells, (1, 3)), slots)
+        live = top_k_mask(jnp.sum(cells, (1, 3)), slots)
         mask = jnp.repeat(jnp.repeat(live, a, 0), b, 1)
     w = jnp.where(mask, w, jnp.zeros_like(w))
     if form == ARRAY:
@@ -93,23 +95,6 @@ def weight(product: tuning.Product, form: str, key: jax.Array) -> Any:
         return Bitmap.from_dense(w, mask, count=slots)
     layout = PLAIN_LAYOUT if form == PLAIN else dispatch.KernelLayout(form)
     return NMSparse.from_dense(w, mask, n=a, m=b, layout=layout)
-
-
-def _largest(w: jax.Array, n: int, m: int) -> jax.Array:
-    """Return a mask of the n largest of each m along the first axis; of equals, the first."""
-    groups = jnp.abs(w).reshape(-1, m, w.shape[1])
-    ahead = jnp.zeros(groups.shape, jnp.uint8)
-    earlier = jnp.arange(m)[None, :, None]
-    for i in range(m):
-        other = groups[:, i : i + 1]
-        ahead += ((other > groups) | ((other == groups) & (i < earlier))).astype(jnp.uint8)
-    return (ahead < jnp.uint8(n)).reshape(w.shape)
-
-
-def _most(scores: jax.Array, count: int) -> jax.Array:
-    order = jnp.argsort(-scores.reshape(-1))
-    kept = jnp.zeros(scores.size, bool).at[order[:count]].set(True)
-    return kept.reshape(scores.shape)
 
 
 def baseline(direction: str) -> Way:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.kernels import _hopper
+from jaxprune.kernels import _hopper, _slots
 from jaxprune.kernels import block_gpu_columns as by_column
 from jaxprune.kernels import block_gpu_mosaic as mosaic
 from jaxprune.kernels import block_gpu_union as by_union
@@ -25,8 +25,6 @@ from jaxprune.kernels import block_gpu_weights as by_block
 from jaxprune.kernels.block_gpu_mosaic import LANES, Config
 from jaxprune.kernels.block_gpu_weights import WeightConfig
 
-_DTYPES = ("bfloat16", "float16")
-_HOPPER = ("H100", "H200", "H800", "GH200")
 _ROWS = 8  # TMA lays tiles of 8 rows over an array
 _UNION_DENSITY = 0.2  # from here on four columns share so many blocks that the union pays
 
@@ -47,11 +45,11 @@ def supports(
     Returns:
       None, or the rest of a sentence.
     """
-    if not any(name in device_kind for name in _HOPPER):
+    if not _hopper.is_hopper(device_kind):
         return (
             f"needs an NVIDIA Hopper GPU (H100, H200), not {device_kind}. Use implementation='xla'."
         )
-    if jnp.dtype(dtype).name not in _DTYPES:
+    if jnp.dtype(dtype) not in _hopper.DTYPES:
         return f"needs bfloat16 or float16, not {jnp.dtype(dtype).name}. Convert x and the blocks."
     if block[0] % LANES or block[1] % LANES:
         return (
@@ -241,8 +239,7 @@ def forward(
     """
     del columns
     slots = lax.iota(jnp.int32, data.shape[0])
-    stops = jnp.minimum(starts[1:], _count(count, data.shape[0]))
-    lists = by_column.walk(jnp.minimum(starts[:-1], stops), stops, rows, slots)
+    lists = by_column.walk(*_slots.of_columns(starts, count), rows, slots)
     assert lists.order.size * data.shape[2] == n_out
     faces = x.shape[1] // data.shape[1]
     return _product(x, data, lists, faces, transposed=False, config=config, interpret=interpret)
@@ -280,11 +277,8 @@ def input_gradient(
       (rows, K) of the type of ``dy``. Block rows without blocks are zero.
     """
     del rows
-    slots = data.shape[0]
-    unused = slots - _count(count, slots)
-    first = lax.iota(jnp.int32, row_starts.size - 1) == 0
-    stops = row_starts[1:] - jnp.where(first, unused, 0)
-    lists = by_column.walk(row_starts[:-1], stops, columns[by_row], by_row)
+    ends = _slots.of_rows(row_starts, data.shape[0], count)
+    lists = by_column.walk(*ends, columns[by_row], by_row)
     assert lists.order.size * data.shape[1] == k
     faces = dy.shape[1] // data.shape[2]
     return _product(dy, data, lists, faces, transposed=True, config=config, interpret=interpret)

@@ -184,16 +184,7 @@ def _body(*args: Any, plan: Plan, blocks: int, full: Any, empty: Any, **scratch:
 
         mosaic.over_tiles(plan.tiles, blocks, body)
 
-    def copy() -> None:
-        over(_copy_tile)
-        ring.close()
-
-    def multiply() -> None:
-        ring.open()
-        over(_multiply_tile)
-        plgpu.wait_smem_to_gmem(0)
-
-    mosaic.specialize(copy, multiply)
+    mosaic.specialize(ring, over, _copy_tile, _multiply_tile)
 
 
 def _scratch(plan: Plan, dtype: Any) -> dict[str, Any]:

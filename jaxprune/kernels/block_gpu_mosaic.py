@@ -94,16 +94,32 @@ def ring_types(stages: int, copies: int) -> dict[str, Any]:
     }
 
 
-def specialize(copy: Callable[[], None], multiply: Callable[[], None]) -> None:
-    """Run ``copy`` on the last warpgroup and ``multiply``, with most registers, on the others."""
+TileStep = Callable[..., Any]
+"""What a warpgroup does for one tile; the arguments are the kernel's own."""
+
+
+def specialize(
+    ring: Ring, over: Callable[[TileStep], None], copy: TileStep, multiply: TileStep
+) -> None:
+    """Copy on the last warpgroup, and multiply on the others, with most registers.
+
+    Args:
+      ring: the stages between them.
+      over: runs one of the two over all tiles of the thread block.
+      copy: a tile's copies into the ring.
+      multiply: a tile's products of what is in the ring, and its way out.
+    """
 
     def copying() -> None:
         plgpu.set_max_registers(40, action="decrease")
-        copy()
+        over(copy)
+        ring.close()
 
     def multiplying() -> None:
         plgpu.set_max_registers(232, action="increase")
-        multiply()
+        ring.open()
+        over(multiply)
+        plgpu.wait_smem_to_gmem(0)
 
     lax.cond(lax.axis_index("wg") == MULTIPLIERS, copying, multiplying)
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.kernels import _slots
 from jaxprune.kernels._tpu import LANES, refusal
 from jaxprune.kernels.block_tpu_gradient import most_rows, weight_gradient
 from jaxprune.kernels.block_tpu_kernel import Config, product
@@ -155,8 +156,7 @@ def forward(
     """
     del columns
     config = config or default(x.shape[0], x.shape[1], x.dtype, (data.shape[1], data.shape[2]))
-    stops = starts[1:] if count is None else jnp.minimum(starts[1:], count)
-    steps = plan(jnp.minimum(starts[:-1], stops), stops, rows, None, blocks=config.blocks)
+    steps = plan(*_slots.of_columns(starts, count), rows, None, blocks=config.blocks)
     return product(x, data, steps, n_out, config, transposed=False, interpret=interpret)
 
 
@@ -192,8 +192,6 @@ def input_gradient(
       (rows, K) of the type of ``dy``; sums are in float32. Block rows without blocks are zero.
     """
     config = config or default(dy.shape[0], dy.shape[1], dy.dtype, (data.shape[1], data.shape[2]))
-    stops = row_starts[1:]
-    if count is not None:
-        stops = stops.at[0].add(-(rows.size - jnp.asarray(count, jnp.int32)))
-    steps = plan(row_starts[:-1], stops, columns, by_row, blocks=config.blocks)
+    ends = _slots.of_rows(row_starts, rows.size, count)
+    steps = plan(*ends, columns, by_row, blocks=config.blocks)
     return product(dy, data, steps, k, config, transposed=True, interpret=interpret)

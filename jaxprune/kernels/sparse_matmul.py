@@ -227,7 +227,7 @@ def _kernel_backward(
 
 
 def _check(x: jax.Array, w: Any, bias: jax.Array | None) -> None:
-    if not isinstance(w, NMSparse | BlockSparse | Bitmap):
+    if not isinstance(w, Format):
         raise TypeError(
             f"w must be an NMSparse, a BlockSparse or a Bitmap, got {type(w).__name__}. Make one "
             "with its from_dense, or multiply a dense weight with x @ w."

@@ -4,19 +4,19 @@ Needs jax's CUDA plugin and its libraries (`requirements-aot-gpu.txt`, 2.6 GB); 
 that use it lie in `aot_gpu_*.py`, which the default run does not collect: `make test-gpu-aot`.
 """
 
-import contextlib
 import functools
-import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.benchmarks.tpu_aot import environment
 
 _TARGET = pathlib.Path(__file__).with_name("h100.txtpb")
 
@@ -47,7 +47,7 @@ def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 def compile_kernel(function: Callable[..., Any], *args: Any) -> Report:
     """Compile a function of one Mosaic kernel and return what the assembler reports of it."""
     with tempfile.TemporaryDirectory() as folder:
-        dumped = _environment(MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTXAS="1")
+        dumped = environment({"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_PTXAS": "1"})
         with dumped, jax.sharding.use_abstract_mesh(sharding().mesh.abstract_mesh):
             jax.jit(function).lower(*args).compile()
         files = sorted(pathlib.Path(folder).iterdir())
@@ -59,15 +59,6 @@ def compile_kernel(function: Callable[..., Any], *args: Any) -> Report:
         _number(r"(\d+) bytes spill loads", text),
         _number(r"smem_scratch_bytes=(\d+)", text),
     )
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def _number(pattern: str, text: str) -> int:
