@@ -207,6 +207,11 @@ def barrier_fence() -> None:
     ptx("fence.mbarrier_init.release.cluster; fence.proxy.async;")
 
 
+def reads_fence() -> None:
+    """Order this lane's reads of shared memory before later writes of the copy engine."""
+    ptx("fence.proxy.async.shared::cta;")
+
+
 def barrier_arrive(barrier: Word) -> None:
     """Arrive at a barrier."""
     ptx("mbarrier.arrive.shared::cta.b64 _, [$0];", barrier)

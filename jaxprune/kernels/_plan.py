@@ -17,6 +17,7 @@ _COLD = {"gpu": 400 << 20}  # bytes of weights that no cache of a platform holds
 _FEW = 256  # rows up to which reading the weights is what counts
 _COPIES = 32
 _SHORT = 2e-4  # seconds; shorter programs would be bound by being started
+_SAME = 1e-2  # relative difference of errors: a race may change a few entries only
 _KEPT = 4  # results of many rows, all of which are kept
 _GENERATOR = "rbg"  # compiles and runs faster than jax's default
 _FAST = 1e15, 4e12  # operations and bytes a second of a fast device, for a guess only
@@ -107,9 +108,12 @@ class Plan:
                 jax.block_until_ready(runs[way]())  # the gradient of a whole matrix, not of blocks
                 return
             error = float(compare(runs[way](), want))
-            errors[way] = max(error, errors.get(way, 0.0)) if error == error else error
+            before = errors.get(way, error)
+            errors[way] = max(error, before) if error == error else error
             if not error <= trials.TOLERANCE[self.product.dtype]:
                 failures[way] = f"wrong: the relative error is {error:.2g}"
+            elif abs(error - before) > _SAME * before:
+                failures[way] = f"not the same in every run: errors of {before:.5g}, {error:.5g}"
 
         for way in self.ways:
             program = compiled[self._key(way)]
@@ -124,7 +128,7 @@ class Plan:
                 del runs[way]
         times = {way: total / self.calls for way, total in medians(runs, effort).items()}
         for way in runs:
-            check(way)  # again after many runs: a race shows as an error that comes and goes
+            check(way)  # again after many runs: a race shows as an error that changes
         return [
             Outcome(way, times.get(way), errors.get(way), failures.get(way)) for way in self.ways
         ]

@@ -84,12 +84,14 @@ def default(rows: int, k: int, n_out: int, n: int, m: int) -> Config:
     chunks = ceil_div(k, p.chunk)
     cluster = 2 if rows > 8 and chunks >= 8 else 1
     per_warp = 2 if rows > 16 else 1
-    depth = 3 if rows <= 8 and p.registers <= 20 else 2
+    short = rows > 8 and p.native
+    depth = 3 if short or (rows <= 8 and p.registers <= 20) else 2
     while _registers(rows, p, per_warp, depth) > 248 and depth > 1:
         depth -= 1
     if _registers(rows, p, per_warp, depth) > 248:
         per_warp = 1
-    return _split(rows, chunks, ceil_div(n_out, layout.TILE), p, cluster, per_warp, depth)
+    tiles = ceil_div(n_out, layout.TILE)
+    return _split(rows, chunks, tiles, p, cluster, per_warp, depth, short=short)
 
 
 def configs(rows: int, k: int, n_out: int, n: int, m: int) -> list[Config]:
@@ -98,7 +100,8 @@ def configs(rows: int, k: int, n_out: int, n: int, m: int) -> list[Config]:
     chunks, tiles = ceil_div(k, p.chunk), ceil_div(n_out, layout.TILE)
     first = default(rows, k, n_out, n, m)
     found = [
-        _split(rows, chunks, tiles, p, cluster, per_warp, depth)
+        _split(rows, chunks, tiles, p, cluster, per_warp, depth, short=short)
+        for short in ((False,) if rows <= 8 else (True, False))
         for cluster in ((1, 2) if rows <= 8 else (2, 1))
         if chunks >= 4 * cluster
         for per_warp in (1, 2)
@@ -108,9 +111,20 @@ def configs(rows: int, k: int, n_out: int, n: int, m: int) -> list[Config]:
 
 
 def _split(
-    rows: int, chunks: int, tiles: int, p: layout.Plan, cluster: int, per_warp: int, depth: int
+    rows: int,
+    chunks: int,
+    tiles: int,
+    p: layout.Plan,
+    cluster: int,
+    per_warp: int,
+    depth: int,
+    *,
+    short: bool = False,
 ) -> Config:
-    """Give every cluster an equal part of the tiles, and each tile as many warps as fit."""
+    """Give every cluster an equal part of the tiles, and each tile as many warps as fit.
+
+    ``short`` panels of x, and few: more rows are faster with them on an H200.
+    """
     registers = _registers(rows, p, per_warp, depth)
     warps = 16 if registers <= 128 else 12 if registers <= 168 else 8
     clusters = _hopper.MULTIPROCESSORS // cluster
@@ -119,11 +133,13 @@ def _split(
     mine = ceil_div(chunks, cluster)
     held = _hopper.SHARED_BYTES // 3 // rows - 64  # bytes of a row, for three stages
     slices = max(1, min(warps // (here // per_warp), mine, held // (2 * p.chunk)))
+    slices = min(slices, 2) if short else slices
     rounds = ceil_div(mine, slices)
     depth = min(depth, rounds)
-    panel = depth if depth * slices * 2 * p.chunk <= held else 1
+    panel = depth if depth * slices * 2 * p.chunk <= held and not short else 1
     stride = layout.x_stride(p, panel * slices * p.chunk * 2)
-    stages = min(_hopper.SHARED_BYTES // (rows * stride), ceil_div(rounds, panel), _STAGES)
+    most = 4 if short else _STAGES
+    stages = min(_hopper.SHARED_BYTES // (rows * stride), ceil_div(rounds, panel), most)
     return Config(cluster, here, per_warp, slices, depth, panel, max(stages, 1))
 
 

@@ -181,6 +181,7 @@ class Ring:
         it = self.it
         if it.recycles:
             with mosaic.when(Word(0).below(panel)):
+                lane.reads_fence()  # or the copy engine may overtake reads that are under way
                 lane.warp_sync()
                 with mosaic.when(self.at.lane.equals(0)):
                     lane.barrier_arrive(self._empty(self._stage(panel - 1)[0]))

@@ -1,9 +1,10 @@
 """The decode kernel's ring of panels, run warp by warp in an order drawn at random.
 
 The kernel's own code (`Ring`, `_multiply`) runs with numpy's integers for its words, and with
-barriers and copies that are simulated: a copy lands some time after it was issued. What is checked:
-no warp waits for ever, every warp multiplies each of its chunks once with the weights of that
-chunk, and finds in shared memory the x that belongs to it.
+barriers and copies that are simulated: a copy lands some time after it was issued, and reads are
+under way until a fence. What is checked: no warp waits for ever, or gives a stage back that it is
+still reading, every warp multiplies each of its chunks once with the weights of that chunk, and
+finds in shared memory the x that belongs to it.
 """
 
 import contextlib
@@ -117,8 +118,14 @@ class Block:
         assert len(values) == 1, values
         return values.pop()
 
+    def fence(self) -> None:
+        if self.active().all():
+            self.local.reading = False
+
     def arrive(self, barrier: Word, size: Word | None = None) -> None:
         if self.active().any():
+            of_readers = size is None
+            assert not (of_readers and self.local.reading), "reads are under way, without a fence"
             b = self.barriers[self.one(barrier)]
             b.transfer += self.one(size) if size is not None else 0
             b.pending -= int(self.active().sum())
@@ -153,7 +160,7 @@ class Block:
         """Run ``body(warp)`` for every warp."""
 
         def start(warp: int) -> None:
-            self.local.warp, self.local.masks = warp, []
+            self.local.warp, self.local.masks, self.local.reading = warp, [], False
             try:
                 self.pause()
                 body(warp)
@@ -246,6 +253,7 @@ def _product(block: Block) -> Callable[..., Any]:
     def look(it: launch.Launch, sums: list, tiles: list, x: list[Word], lanes: Word) -> list:
         at, number = block.local.at, block.local.rounds
         block.local.rounds += 1
+        block.local.reading = True
         assert int(tiles[0][0].value[0]) == number, "weights of another chunk"
         chunk = int(at.first.value[0]) + number * it.config.slices + int(at.slice.value[0])
         for b, address in enumerate(x):
@@ -290,6 +298,7 @@ def _instructions(block: Block) -> Iterator[None]:
     lane = SimpleNamespace(
         both=np.logical_and,
         advanced=lambda address, offset, scale=1: address + offset * scale,
+        reads_fence=block.fence,
         barrier_arrive=block.arrive,
         barrier_expect=block.arrive,
         barrier_wait=block.wait,

@@ -81,6 +81,24 @@ def test_a_wrong_result_and_one_that_fails_do_not_count(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("plugged")
+def test_a_result_that_changes_from_run_to_run_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    multiply, calls = fake_nm.matmul, iter(range(1000))
+
+    def raced(y: np.ndarray) -> np.ndarray:
+        return y + np.float32(1e-5 * next(calls))  # too little to be wrong
+
+    def matmul(*args: Any, **more: Any) -> jax.Array:
+        y = multiply(*args, **more)
+        return jax.pure_callback(raced, y, y)
+
+    monkeypatch.setattr(fake_nm, "matmul", matmul)
+    found = one(autotune.case("2:4", 4, 16, 6, dtype="float32"), only=["fake_nm"], configs=1)
+    (timing,) = found.timings
+    assert found.best is None
+    assert timing.failure is not None and timing.failure.startswith("not the same in every run")
+
+
+@pytest.mark.usefixtures("plugged")
 def test_an_output_that_is_not_a_number_is_wrong(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         reference, "block_forward", lambda x, w: jnp.full((len(x), w.shape[1]), jnp.nan, x.dtype)
