@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
+import numpy as np
+from jax import lax
 
 from jaxprune.graph.axes import products
 from jaxprune.graph.periods import cuts_of
@@ -75,10 +77,16 @@ class Segment:
 
     def params(self, leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return the segment's parameters, by its own names, from all parameters by path."""
-        return {
-            name: leaves[path] if layer is None else leaves[path][layer]
-            for name, (path, layer) in self.weights.items()
-        }
+        places = self.weights.items()
+        found = {name: leaves[path] for name, (path, layer) in places if layer is None}
+        stacked = {name: leaves[path] for name, (path, layer) in places if layer is not None}
+        if not stacked:
+            return found
+        layers = np.array([layer for _, layer in self.weights.values() if layer is not None])
+        parts = dict(
+            zip(stacked, _layers([*stacked.values()], layers.astype(np.int32)), strict=True)
+        )
+        return {name: found[name] if name in found else parts[name] for name in self.weights}
 
     def __call__(self, params: Mapping[str, jax.Array], *inputs: jax.Array) -> list[jax.Array]:
         """Run it: parameters by its own names, the values that it reads -> those that it writes."""
@@ -140,6 +148,15 @@ class Segments:
             found = segment(segment.params(leaves), *(live[value] for value in segment.reads))
             live.update(zip(segment.writes, found, strict=True))
         return self.results(live)
+
+
+@jax.jit
+def _layers(stacks: Sequence[jax.Array], layers: jax.Array) -> list[jax.Array]:
+    """Return a layer of each stack: one program for all of a block, whichever block it is."""
+    return [
+        lax.dynamic_index_in_dim(stack, layers[i], 0, keepdims=False)
+        for i, stack in enumerate(stacks)
+    ]
 
 
 def segments_of(program: Program, cuts: Sequence[int] | None = None) -> Segments:

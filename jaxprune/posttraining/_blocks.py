@@ -1,11 +1,13 @@
 """A model's blocks in a row, with the live activations of all calibration batches."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprune._core import paths
 from jaxprune._core.prunable import Where, select
@@ -33,7 +35,7 @@ class _Kind:
     """What blocks that do the same share: compiled once."""
 
     layouts: Mapping[str, Layout]  # of the weights that are pruned, by the block's own names
-    shapes: Any  # of the statistics
+    zeros: Any  # () -> total of no tokens
     step: Any  # (total, arrays of params, of inputs, of tokens that count) -> total
 
 
@@ -93,6 +95,7 @@ class Blocks:
         params = segment.params(self.leaves)
         kind = self._kind(segment)
         raw = self._gathered(segment, kind, params) if self._gathers else {}
+        self._check_finite(segment, {name: raw[name] for name in kind.layouts if name in raw})
         found = []
         for name, layout in kind.layouts.items():
             place = segment.weights[name]
@@ -110,7 +113,7 @@ class Blocks:
     ) -> dict[str, dict[str, jax.Array]]:
         """Return the sums over all batches, by the block's own names and by field."""
         leaves = [params[name] for name in segment.program.params]
-        total = of_no_tokens(kind.shapes)
+        total = kind.zeros()
         for values, counted in zip(self.live, self.counted, strict=True):
             total = kind.step(total, leaves, [values[v] for v in segment.reads], counted)
         # Containers are flattened in the order of their keys.
@@ -123,11 +126,13 @@ class Blocks:
         if layer is None:
             self.leaves[path], self.masks[path] = weight, mask
             return
-        whole = self.leaves[path]
-        before = self.masks.get(path)
-        before = jnp.ones(whole.shape, bool) if before is None else before
-        self.leaves[path] = whole.at[layer].set(weight)
-        self.masks[path] = before.at[layer].set(mask)
+        whole, before = self.leaves[path], self.masks.get(path)
+        if before is None:  # the caller's array stays; from then on the layers are changed in place
+            self.leaves[path] = _with_layer(whole, weight, layer)
+            self.masks[path] = _in_place(jnp.ones(whole.shape, bool), mask, layer)
+        else:
+            self.leaves[path] = _in_place(whole, weight, layer)
+            self.masks[path] = _in_place(before, mask, layer)
 
     def forward(self, index: int) -> None:
         """Send all batches through a segment, and forget what nothing reads any more."""
@@ -183,6 +188,16 @@ class Blocks:
             raise ValueError("mask counts no token in any batch. True is a token that counts.")
         return live
 
+    def _check_finite(self, segment: Segment, raw: Mapping[str, Any]) -> None:
+        finite = jax.device_get(_finite(raw))  # of all weights at once: each look waits
+        for name in (name for name in raw if not finite[name]):
+            path, layer = segment.weights[name]
+            raise ValueError(
+                f"the input of {path!r}{'' if layer is None else f', layer {layer},'} has NaN "
+                "or infinite values. Look at the calibration data, and at the weights of what "
+                "comes before it."
+            )
+
     def _kind(self, segment: Segment) -> _Kind:
         names = tuple(self.names(segment))  # where= may choose others in a block that does the same
         known = segment.body.kept
@@ -207,7 +222,8 @@ class Blocks:
 
         shapes = self._shapes(segment, take)
         layouts = {name: layout_of(program, name) for name in names}
-        return _Kind(layouts, shapes, adding(self.stats, take))
+        zeros = jax.jit(functools.partial(of_no_tokens, shapes))
+        return _Kind(layouts, zeros, adding(self.stats, take))
 
     def _shapes(self, segment: Segment, take: Callable[..., Any]) -> Any:
         """Return the shapes of a block's statistics."""
@@ -228,12 +244,6 @@ class Blocks:
 
     def _inputs(self, place: Place, layout: Layout, raw: Mapping[str, jax.Array]) -> Inputs:
         path, layer = place
-        if raw and not _finite(raw):
-            raise ValueError(
-                f"the input of {path!r}{'' if layer is None else f', layer {layer},'} has NaN "
-                "or infinite values. Look at the calibration data, and at the weights of what "
-                "comes before it."
-            )
         gradient = None
         if self.gradients is not None:
             leaf = self.gradients[path]
@@ -319,8 +329,20 @@ def _shape_of(counted: jax.Array | None) -> tuple[int, ...] | None:
 
 
 @jax.jit
-def _finite(arrays: Mapping[str, jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays.values()]).all()
+def _finite(raw: Mapping[str, Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
+    """Return for each weight whether all of its statistics are finite."""
+    return {
+        name: jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays.values()]).all()
+        for name, arrays in raw.items()
+    }
+
+
+def _updated(whole: jax.Array, part: jax.Array, layer: Any) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), layer, 0)
+
+
+_with_layer = jax.jit(_updated)
+_in_place = jax.jit(_updated, donate_argnums=0)
 
 
 def _shown(arrays: Sequence[Any]) -> str:

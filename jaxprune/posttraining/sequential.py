@@ -9,11 +9,12 @@ at a time is the model, the live activations, and the statistics of one block.
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune._core.prunable import Where
 from jaxprune._core.stacks import over_layers
@@ -152,10 +153,9 @@ def prune_blocks(
             if block is None:
                 start = time.perf_counter()
                 share = sparsity(number) if callable(sparsity) else sparsity
-                some = [
-                    _one(method, _target(rule, w, share), w, varies=callable(sparsity))
-                    for w in model.weights(segment)
-                ]
+                weights = model.weights(segment)
+                targets = [_target(rule, weight, share) for weight in weights]
+                some = _pruned(method, targets, weights, varies=callable(sparsity))
                 seconds = time.perf_counter() - start
                 block = Block(number, len(model.prunable), tuple(some), seconds)
                 done(block)
@@ -241,24 +241,37 @@ def _target(rule: MaskRule, weight: Weight, share: float | None) -> Target:
     return Target(own if own is not None else as_sparsity("sparsity", share), pattern)
 
 
-def _one(method: Method, target: Target, weight: Weight, *, varies: bool) -> PrunedWeight:
-    """Prune one weight: its matrices, each with its own inputs."""
+def _pruned(
+    method: Method, targets: Sequence[Target], weights: Sequence[Weight], *, varies: bool
+) -> list[PrunedWeight]:
+    """Prune the weights of a block: their matrices, each with its own inputs."""
+    found = [
+        _started(method, target, weight, varies=varies)
+        for target, weight in zip(targets, weights, strict=True)
+    ]
+    # The device works on all of them before the host waits for the first number.
+    numbers = jax.device_get([(zeros, error, one.damping) for one, zeros, error in found])
+    some = []
+    for weight, (one, *_), (zeros, error, damping) in zip(weights, found, numbers, strict=True):
+        if not math.isfinite(error):
+            raise ValueError(
+                f"the error of {weight.place[0]!r} is {float(error)}: the weight, or what "
+                f"{type(method).__name__} makes of it, has NaN or infinite values. Look at the "
+                "weight; a solver may need more damping."
+            )
+        shown = (float(zeros), float(error), None if damping is None else float(damping))
+        some.append(PrunedWeight(*weight.place, one.weight, one.mask, *shown))
+    return some
+
+
+def _started(
+    method: Method, target: Target, weight: Weight, *, varies: bool
+) -> tuple[Pruned, jax.Array, jax.Array]:
     # Blocks of different sparsity share a program that takes it as an argument, in float32; one
     # sparsity for all is exact.
     fixed = None if varies else target.sparsity
     compiled = _compiled(method, target.pattern, weight.layout, fixed)
-    share = jnp.asarray(target.sparsity, jnp.float32)
-    pruned, zeros, error = compiled(weight.array, weight.inputs, share)
-    damping = None if pruned.damping is None else float(pruned.damping)
-    if not math.isfinite(error):
-        raise ValueError(
-            f"the error of {weight.place[0]!r} is {float(error)}: the weight, or what "
-            f"{type(method).__name__} makes of it, has NaN or infinite values. Look at the weight; "
-            "a solver may need more damping."
-        )
-    return PrunedWeight(
-        *weight.place, pruned.weight, pruned.mask, float(zeros), float(error), damping
-    )
+    return compiled(weight.array, weight.inputs, np.float32(target.sparsity))
 
 
 @functools.lru_cache(maxsize=64)
