@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks import timing
+from experiments.benchmarks.calibration_jax import METHODS
 from experiments.benchmarks.calibration_rows import Row, Work, block_rows, smollm2_rows
 from jaxprune import models
 from jaxprune.models import LlamaConfig
@@ -156,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--ffn", type=int, default=688 if small else 11008)
     found.add_argument("--heads", type=int, default=4 if small else 32)
     found.add_argument("--tf32", nargs="+", default=["off", "on"], choices=["off", "on"])
+    found.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     found.add_argument("--model", type=Path, help="of SmolLM2; random weights without")
     found.add_argument("--blocks", type=int, default=2 if small else 30, help="of SmolLM2")
     found.add_argument("--seconds", type=float, default=3.0, help="for the samples of one phase")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,12 @@ from jaxprune.types import Tree
 
 Row = dict[str, Any]
 Save = Callable[[Row], None]
+_START = time.perf_counter()
+
+
+def said(what: str) -> None:
+    """Print what was done, and after how long."""
+    print(f"{time.perf_counter() - _START:.0f} s: {what}", file=sys.stderr, flush=True)
 
 
 def twin() -> Any:
@@ -98,15 +105,17 @@ def block_rows(work: Work, save: Save) -> list[Row]:
         graph = ours.traced(work.config, work.params, work.batches[0], tf32=tf32)
         side = _TorchBlock(work, tf32) if work.torch else None
         forward: Row = {}
-        for method in ours.METHODS:
+        for method in work.args.methods:
             phases = ours.Phases(graph, work.params, work.batches, method)
             streams = _streams(phases, side, method, work.args.seconds, forward)
             forward = forward or {key: streams[key] for key in streams if "forward" in key}
+            said(f"{method}: passes are timed")
             if (method, "50%") not in solved:
                 solved |= _solved(work, phases, side, method)
             for pattern in ours.TARGETS:
                 rows.append({"tf32": tf32, **forward, **streams, **solved[method, pattern]})
             save({"rows": rows})
+            said(f"{method}: pruning is timed")
             del phases
     return rows
 
@@ -217,7 +226,7 @@ def _grams(work: Work) -> Any:
 
 def _host(weight: Any) -> np.ndarray:
     """Return a torch weight (out, in) as a matrix (in, out)."""
-    return weight.cpu().numpy().T
+    return weight.T.contiguous().cpu().numpy()  # turned on the device: the host is slow at it
 
 
 def equal_share(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
@@ -232,9 +241,10 @@ def equal_share(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> flo
 def smollm2_rows(work: Work, save: Save) -> list[Row]:
     """Time the whole model; a row for each method and pattern."""
     graph = ours.traced(work.config, work.params, work.batches[0], tf32=False)
-    cases = [(m, p) for m in ours.METHODS for p in ours.TARGETS]
+    cases = [(m, p) for m in work.args.methods for p in ours.TARGETS]
     compiled = _compiled(work, cases)
-    for method in ours.METHODS:
+    said("pruning is compiled")
+    for method in work.args.methods:
         ours.prune(graph, work.params, work.batches[:1], method, ours.TARGETS["50%"])
     ours.forward(graph, work.params, work.batches[:1])
     forward: Row = medians(
@@ -243,6 +253,7 @@ def smollm2_rows(work: Work, save: Save) -> list[Row]:
     if work.torch:
         forward |= _torch_forward(work)
     grams = ours.Phases(graph, work.params, work.batches, "sparsegpt").collect()
+    said("forward passes are timed")
     rows: list[Row] = []
     for method, pattern in cases:
         row: Row = {"method": method, "pattern": pattern, **forward}
@@ -252,6 +263,7 @@ def smollm2_rows(work: Work, save: Save) -> list[Row]:
             _torch_whole(work, row, found, grams)
         rows.append(row)
         save({"rows": rows})
+        said(f"{method} {pattern}")
     return rows
 
 

@@ -1,6 +1,10 @@
 """What a wrapped optimizer costs next to the bare one, on a decoder of ten million parameters.
 
     python -m experiments.benchmarks.overhead
+    python -m experiments.benchmarks.overhead --only snfs "gradual, packed"
+
+The second measures some rows anew, beside the bare optimizer. The others that the device's file
+has stay there, with their command and the bare optimizer of their run.
 
 Steps that change masks and steps that do not are timed apart: within a whole training step, and
 for the optimizer alone. Parameters and state are donated, and steps run back to back, as in
@@ -42,7 +46,9 @@ class Work(NamedTuple):
 class Loop:
     """A compiled step, and the parameters and state that it carries along."""
 
-    def __init__(self, tx: optax.GradientTransformation, work: Work, params: Any, see: See) -> None:
+    def __init__(
+        self, tx: optax.GradientTransformation, work: Work, params: Any, see: See, cycle: int
+    ) -> None:
         """Compile the step; the loss is taken at ``see(params, opt_state)``."""
 
         def step(params: Any, opt_state: Any, data: Any) -> tuple[Any, Any]:
@@ -50,7 +56,7 @@ class Loop:
             updates, opt_state = tx.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
-        self.data = work.data
+        self.data, self.cycle = work.data, cycle
         self.params = jax.tree.map(jnp.copy, params)
         self.opt_state = tx.init(self.params)
         self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
@@ -60,25 +66,28 @@ class Loop:
         self.temporary_bytes = memory.temp_size_in_bytes if memory is not None else 0
 
     def __call__(self) -> Any:
-        self.params, self.opt_state = self.step(self.params, self.opt_state, self.data)
+        for _ in range(self.cycle):
+            self.params, self.opt_state = self.step(self.params, self.opt_state, self.data)
         return self.params
 
 
 def loops(work: Work, params: Any, transforms: Mapping[str, Wrapped]) -> dict[str, Loop]:
     """Return the bare optimizer's loop and every transform's, quiet and updating.
 
-    Each takes two steps, so that the first change of masks and the look after it are behind it.
+    Each is called twice, so that the first change of masks and the look after it are behind it.
     """
     inner = optax.adamw(1e-5)
-    wanted = {"bare": inner}
+    see = jaxprune.forward_params
+    wanted: dict[str, tuple[Any, See, int]] = {"bare": (inner, lambda params, _: params, 1)}
     for name, wrapped in transforms.items():
-        wanted[name] = wrapped.quiet(inner, params)
+        wanted[name] = (wrapped.quiet(inner, params), see, 1)
         if wrapped.updating is not None:
-            wanted[f"{name}: update"] = wrapped.updating(inner, params)
+            updating = wrapped.updating(inner, params)
+            wanted[_update(name)] = (updating, see, wrapped.cycle)
     with ThreadPoolExecutor(max_workers=8) as pool:  # compilers wait for nobody
-        sees = dict.fromkeys(wanted, jaxprune.forward_params) | {"bare": lambda params, _: params}
         started = {
-            name: pool.submit(Loop, tx, work, params, sees[name]) for name, tx in wanted.items()
+            name: pool.submit(Loop, tx, work, params, seen, cycle)
+            for name, (tx, seen, cycle) in wanted.items()
         }
         found = {name: loop.result() for name, loop in started.items()}
     for loop in found.values():
@@ -98,7 +107,7 @@ def measure(
     rows: dict[str, dict[str, Any]] = {}
     for kind, work in works.items():
         found = loops(work, params, transforms)
-        times = timing.medians(found, effort)
+        times = per_step(timing.medians(found, effort), transforms)
         for name, loop in found.items():
             row = rows.setdefault(name, {"name": name})
             row[kind] = times[name]
@@ -106,6 +115,37 @@ def measure(
             extra = loop.temporary_bytes - found["bare"].temporary_bytes
             row[f"{kind}_temporary_bytes"] = extra / weights
     return list(rows.values())
+
+
+def per_step(
+    times: Mapping[str, float | None], transforms: Mapping[str, Wrapped]
+) -> dict[str, float | None]:
+    """Return the time of one step that changes masks where that of a whole cycle is given."""
+    found = dict(times)
+    for name, wrapped in transforms.items():
+        cycle, quiet = found.get(_update(name)), found.get(name)
+        if cycle is not None and wrapped.cycle > 1:
+            rests = 0.0 if quiet is None else wrapped.rests * quiet
+            found[_update(name)] = (cycle - rests) / (wrapped.cycle - wrapped.rests)
+    return found
+
+
+def _update(name: str) -> str:
+    return f"{name}: update"
+
+
+def earlier(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Return this device's earlier runs of the benchmark, without the rows that were run anew.
+
+    A run keeps its own bare optimizer and command: its ratios are to nothing else.
+    """
+    anew = {row["name"] for row in rows} - {"bare"}
+    found = []
+    for run in timing.runs("overhead", folder):
+        left = [row for row in run["rows"] if row["name"] not in anew]
+        if any(row["name"] != "bare" for row in left):
+            found.append({**run, "rows": left})
+    return found
 
 
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -131,7 +171,7 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _amortised(row: dict[str, Any], known: Mapping[str, dict[str, Any]]) -> float | None:
     """Return the mean step of a run in which one step of `PERIOD` changes masks."""
-    update = known.get(f"{row['name']}: update")
+    update = known.get(_update(row["name"]))
     if update is None or update["step"] is None or row["step"] is None:
         return None
     return row["step"] + (update["step"] - row["step"]) / PERIOD
@@ -154,7 +194,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--layers", type=int, default=Size.layers)
     parser.add_argument("--seconds", type=float, default=20.0 if small else 4.0)
     parser.add_argument("--output", type=Path, default=timing.RESULTS)
-    parser.add_argument("--only", nargs="+", default=list(TRANSFORMS), choices=list(TRANSFORMS))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=list(TRANSFORMS),
+        choices=list(TRANSFORMS),
+        metavar="ROW",
+        help=f"these and the bare optimizer, of: {', '.join(map(repr, TRANSFORMS))}",
+    )
     args = parser.parse_args(argv)
     model = Decoder(Size(layers=args.layers))
     tokens = jax.random.randint(
@@ -171,7 +218,8 @@ def main(argv: Sequence[str]) -> int:
     rows = measure(works, params, effort, {name: TRANSFORMS[name] for name in args.only})
     where = f"{count / 1e6:.1f} million parameters, {args.batch} x {args.length} tokens"
     _print(rows, f"a wrapped optimizer on {timing.device()['device']}: {where}")
-    timing.save("overhead", argv, {"what": where, "rows": rows}, args.output)
+    content = {"what": where, "rows": rows, "earlier": earlier(rows, args.output)}
+    timing.save("overhead", argv, content, args.output)
     return 0
 
 

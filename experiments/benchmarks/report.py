@@ -14,7 +14,10 @@ from experiments.benchmarks import (
     kernels,
     overhead,
     selection,
+    sharded,
+    sharded_selection,
     sparse_training,
+    sustained,
     timing,
 )
 
@@ -45,11 +48,31 @@ OVERHEAD = """\
 
 A Flax decoder trained with `optax.adamw`, bare and wrapped at sparsity 0.9, uniform over layers.
 `step` is a whole training step, `alone` the optimizer and `apply_updates`. Rows named `update`
-change masks in every step (GraNet prunes and regenerates in turns); a training run does that every
-so many steps, and otherwise pays what the row above says: `every 100 steps` is the mean over a
-hundred steps, one of which changes masks, to the bare step. Rows without an `update` have one kind
-of step. Steps run back to back. N:M rows are 2:4. Bytes are per prunable weight, beyond what the
-bare optimizer has: in its state, and in the temporaries of the compiled step.
+change masks in every step (the mean of two where a method does two things in turns: GraNet prunes
+and regenerates, AC/DC prunes and restores); a training run does that every so many steps, and
+otherwise pays what the row above says: `every 100 steps` is the mean over a hundred steps, one of
+which changes masks, to the bare step. Rows without an `update` have one kind of step. Steps run
+back to back. N:M rows are 2:4. Bytes are per prunable weight, beyond what the bare optimizer has:
+in its state, and in the temporaries of the compiled step.
+"""
+
+SHARDED = """\
+## Sharded over devices
+
+A Llama-shaped decoder whose weights, moments and masks are split over all devices by FSDP, and the
+batch with them: float32 weights and Adam moments, bfloat16 products, layers scanned and computed
+again in the backward pass. Each layer has a budget and a ranking of its own; the kernels of the
+blocks are prunable, to 80%, or to 2:4 by `mdgf_exponential`. `step` changes no masks, `update`
+does; both are the same program, with `every=100`, and each is compared with bare steps taken
+between. An update also does what the step after it would: it looks whether pruned weights came
+back. `every 100 steps` is the mean over a hundred steps, one of them an update, to the bare step.
+`memory` is the compiler's, arguments and temporaries of one device; `peak` the most that a device
+had in use while the program ran alone, a dash where that is not known. *Collectives* are those
+beyond the bare step's, of the selection all, with the bytes of the largest.
+
+Below, `jaxprune.global_top_k_mask` keeps exactly a tenth of the scores of all prunable weights
+together, against `jnp.sum` of all of them. Every mask was checked: counts of each layer, zeros and
+groups after training; of the selection its count, and that no score left out is above one kept.
 """
 
 CALIBRATION = """\
@@ -69,21 +92,34 @@ Dense is XLA's product with an ordinary weight that has the same zeros. `fastest
 implementation that is right, with its settings if they are not the default; `error` is relative, in
 the norm, to sums in float32. `roofline` is the share of what the device allows: of a copy's
 bandwidth, or of the operations of a large dense product, on what is stored. `its roofline` is the
-same of the dense product: a large one below 100% ran slower among the others than at the start of
-the run, where the rate was measured; why is not established. A kernel compared with that rate has a
-speed-up of so much less. Products of up to 256 rows go round as many weights as no cache holds.
-Sizes are rows of x, inputs and outputs; blocks are pruned without a balance.
+same of the dense product. That of a large one is below 100% because the rate was measured in short
+turns with a copy: under products alone an H200 reaches its limit of 700 W within half a second, and
+lowers its clock from 1980 to 1300 to 1600 MHz. Dense 8192 x 8192 x 8192 then takes 1.59 ms at first
+and 1.73 ms later on, in its fastest 10 ms 1.41 ms; 2:4 takes 1.05, 1.13 and 0.98 ms. Kernels slow
+down with it: in turns 2:4 is 1.56x, with pauses of 80 ms between them 1.42x
+(`python -m experiments.benchmarks.sustained` shows it for your device). Products of up to 256 rows
+go round as many weights as no cache holds. Sizes are rows of x, inputs and outputs; blocks are
+pruned without a balance.
 """
 
 PEERS = """
-torch's peers, in the same run, are the fastest of cuSPARSELt as torch calls it and with its
-algorithm searched for, or of its kernels for block rows.
+torch's peers are the fastest of cuSPARSELt as torch calls it and with its algorithm searched for,
+or of its kernels for block rows, beside torch's own dense product: `{command}` (torch {torch}).
+"""
+
+SUSTAINED = """\
+## Large products for longer
+
+Samples of a few runs, after a second of rest: the fastest, the median of the first tenth, and that
+of the second half; the lowest clock and the largest power while they were taken.
 """
 
 MODELS = """\
 ## Whole models on compressed weights
 
-`jaxprune.execute` runs the same function on packed weights, in the process that runs it dense.
+`jaxprune.execute` runs the same function on packed weights, in the process that runs it dense. In
+bfloat16 random weights make logits that lie close together, and tokens part where two of them are
+rounded apart; in float32 packed weights give the tokens of dense ones.
 """
 
 
@@ -91,9 +127,13 @@ def page(results: Sequence[dict[str, Section]]) -> str:
     """Return the page's text."""
     parts = [HEAD, SELECTION, *_tables(results, "selection", _selection), OVERHEAD]
     parts += _tables(results, "overhead", _overhead)
+    if any("sharded" in result for result in results):
+        parts += [SHARDED, *_tables(results, "sharded", _sharded)]
     parts += [CALIBRATION, *_tables(results, "calibration", _calibration)]
     if any("kernels" in result for result in results):
         parts += [KERNELS, *(text for result in results for text in _kernels(result))]
+    if any("sustained" in result for result in results):
+        parts += [SUSTAINED, *_tables(results, "sustained", _sustained)]
     wholes = {"decoding": decoding.table, "sparse_training": sparse_training.table}
     if any(name in result for result in results for name in wholes):
         parts.append(MODELS)
@@ -112,8 +152,12 @@ def _tables(
 ) -> Iterator[str]:
     for result in results:
         if section := result.get(name):
-            where = f"### {section['device']}\n\n`{section['command']}`"
-            yield f"{where} (jax {section['jax']}, Python {section['python']}).\n\n{body(section)}"
+            parts = [
+                f"{'The other rows, of an earlier run: ' if i else ''}`{run['command']}` "
+                f"(jax {run['jax']}, Python {run['python']}).\n\n{body(run)}"
+                for i, run in enumerate(timing.split(section))
+            ]
+            yield "\n".join([f"### {section['device']}\n", *parts])
 
 
 def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -146,6 +190,23 @@ def _overhead(section: Section) -> str:
     return f"{what}.\n\n{_markdown(*overhead.table(section['rows']))}"
 
 
+def _sharded(section: Section) -> str:
+    billions = f"{section['weights'] / 1e9:.2f} billion weights"
+    prunable, devices = section["prunable"], section["devices"]
+    several = f"{devices} devices" if devices > 1 else "one device"
+    shared = f"{billions}, {prunable / 1e9:.2f} prunable, on {several}"
+    tokens = f"{section['sequences']} x {section['length']} tokens a device"
+    rows = section["rows"] + section["selection"]
+    wrong = sum(row["wrong"] > 0 for row in rows)
+    checked = f"{sum(row['name'] != 'bare' for row in rows)} programs checked, {wrong} wrong"
+    parts = [f"{shared}; {tokens}; {checked}.\n"]
+    if section["rows"]:
+        parts.append(_markdown(*sharded.table(section["rows"], prunable / devices)))
+    if section["selection"]:
+        parts.append(_markdown(*sharded_selection.table(section["selection"])))
+    return "\n".join(parts)
+
+
 def _calibration(section: Section) -> str:
     tables = {"block": calibration.block_table, "smollm2": calibration.smollm2_table}
     names = {"block": "One block of Llama-7B's shape", "smollm2": "SmolLM2-135M"}
@@ -157,8 +218,14 @@ def _calibration(section: Section) -> str:
     )
 
 
+def _sustained(section: Section) -> str:
+    side = section["side"]
+    return f"{side} x {side} x {side}.\n\n{_markdown(*sustained.table(section['rows']))}"
+
+
 def _kernels(result: dict[str, Section]) -> Iterator[str]:
-    peers = result.get("kernels_torch", {"rows": []})["rows"]
+    torch = result.get("kernels_torch", {"rows": []})
+    peers = torch["rows"]
 
     def body(section: Section) -> str:
         top = section["ceilings"]
@@ -167,7 +234,8 @@ def _kernels(result: dict[str, Section]) -> Iterator[str]:
         missed = (
             f"\n{section['missed']} more products were not reached.\n" if section["missed"] else ""
         )
-        return f"{rates}.\n\n{table}{missed}{PEERS if peers else ''}"
+        beside = PEERS.format(command=torch["command"], torch=peers[0]["torch"]) if peers else ""
+        return f"{rates}.\n\n{table}{missed}{beside}"
 
     return _tables([result], "kernels", body)
 

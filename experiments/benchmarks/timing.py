@@ -91,9 +91,8 @@ def save(section: str, settings: Sequence[str], content: Mapping[str, Any], fold
     Returns:
       The path of the file.
     """
-    where = device()
+    where, path = device(), _path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{re.sub('[^a-z0-9]+', '-', where['device'].lower()).strip('-')}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     kept = list(settings)
     for option in ("--output", "--runs", "--table"):
@@ -104,6 +103,23 @@ def save(section: str, settings: Sequence[str], content: Mapping[str, Any], fold
     known[section] = {**where, "command": command, **content}
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     return path
+
+
+def runs(section: str, folder: Path) -> list[dict[str, Any]]:
+    """Return what this device's file has of a benchmark: the last run, then the earlier ones."""
+    path = _path(folder)
+    last = json.loads(path.read_text()).get(section) if path.exists() else None
+    return [] if last is None else split(last)
+
+
+def split(section: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the runs of a section: the last one, then those of which it has kept a part."""
+    last = {key: value for key, value in section.items() if key != "earlier"}
+    return [last, *section.get("earlier", ())]
+
+
+def _path(folder: Path) -> Path:
+    return folder / f"{re.sub('[^a-z0-9]+', '-', device()['device'].lower()).strip('-')}.json"
 
 
 def shown(time_s: float | None) -> str:

@@ -22,12 +22,16 @@ class Wrapped:
     """One transform to measure.
 
     Attributes:
-      quiet: wraps an optimizer so that no step but the first changes masks.
+      quiet: wraps an optimizer so that no step changes masks, once training has begun.
       updating: wraps it so that every step does; None if the transform has one kind of step.
+      cycle: steps after which an updating one repeats what it does.
+      rests: how many steps of such a cycle change no masks after all.
     """
 
     quiet: Wrap
     updating: Wrap | None = None
+    cycle: int = 1
+    rests: int = 0
 
 
 def _gradual(*, packed: bool = False) -> Wrapped:
@@ -65,7 +69,25 @@ def _granet() -> Wrapped:
     def wrap(every: int) -> Wrap:
         return lambda inner, _: jaxprune.granet(inner, ramp, every=every, end=2 * END)
 
-    return Wrapped(wrap(END), wrap(2))
+    return Wrapped(wrap(END), wrap(2), cycle=2)
+
+
+def _acdc(*, packed: bool = False) -> Wrapped:
+    """Prunes, restores in the next step, and rests for one at the least."""
+
+    def wrap(every: int, decompressed: int) -> Wrap:
+        return lambda inner, _: jaxprune.acdc(
+            inner,
+            SPARSITY,
+            begin=0,
+            every=every,
+            decompressed=decompressed,
+            end=2 * END,
+            allocation=_UNIFORM,
+            packed=packed,
+        )
+
+    return Wrapped(wrap(END, END), wrap(1, 2), cycle=3, rests=1)
 
 
 def _top_kast(every: int) -> Wrap:
@@ -84,14 +106,19 @@ TRANSFORMS: dict[str, Wrapped] = {
     "gradual, packed": _gradual(packed=True),
     "static": _static(),
     "static, packed": _static(packed=True),
+    "acdc": _acdc(),
+    "acdc, packed": _acdc(packed=True),
+    "dynamic, by momentum": _periodic(jaxprune.dynamic, growth=jaxprune.growth.momentum()),
     "set_training": _periodic(jaxprune.set_training),
     "rigl": _periodic(jaxprune.rigl),
     "rigl, packed": _periodic(jaxprune.rigl, packed=True),
     "itop": _periodic(jaxprune.itop),
+    "itop, packed": _periodic(jaxprune.itop, packed=True),
     "snfs": _periodic(jaxprune.snfs),
     "granet": _granet(),
     "top_kast": Wrapped(_top_kast(END), _top_kast(1)),
     "ste": _straight(jaxprune.ste),
+    "ste, packed": _straight(jaxprune.ste, packed=True),
     "sr_ste": _straight(jaxprune.sr_ste),
     "mdgf_linear": _straight(jaxprune.mdgf_linear, begin=0, end=END),
     "mdgf_exponential": _straight(jaxprune.mdgf_exponential, begin=0, end=END),

@@ -5,10 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments.benchmarks import overhead, report, selection, timing
+from experiments.benchmarks import overhead, report, selection, timing, wrapped
+from tests import members
 
 
 def test_the_page_is_what_the_files_say() -> None:
@@ -81,6 +84,18 @@ def test_the_page_names_what_is_slower() -> None:
     assert "Slower than `lax.top_k`" not in text
 
 
+def test_the_page_says_which_run_a_row_is_of() -> None:
+    times = {"step": 0.02, "optimizer": 0.002, "state_bytes": 0.0, "step_temporary_bytes": 0.0}
+    run = {"device": "a device", "jax": "2", "python": "3", "what": "small", "command": "one row"}
+    rows = [{"name": name, **times} for name in ("bare", "gradual")]
+    before = {**run, "jax": "1", "command": "all rows", "rows": [*rows[:1], {**rows[1], "step": 1}]}
+    text = report.page([{"overhead": {**run, "rows": rows, "earlier": [before]}}])
+    assert text.count("### a device\n\n`one row` (jax 2, Python 3).") == 1
+    first, _, second = text.partition("The other rows, of an earlier run: `all rows` (jax 1,")
+    assert "| gradual | 20 ms | 1 |" in first
+    assert "| gradual | 1 s | 50 |" in second
+
+
 def test_overhead_is_shown_next_to_the_bare_optimizer() -> None:
     bare = {"name": "bare", "step": 0.02, "optimizer": 0.002, "state_bytes": 0.0}
     bare["step_temporary_bytes"] = 0.0
@@ -90,3 +105,63 @@ def test_overhead_is_shown_next_to_the_bare_optimizer() -> None:
     amortised = "1.06"  # (99 * 21 + 41) / 100 / 20
     assert cells[1] == ["gradual", "21 ms", "1.05", "2 ms", "1", amortised, "+1.000", "+0.00"]
     assert cells[2][5] == "-"
+
+
+def test_the_overhead_of_every_transform_is_measured() -> None:
+    assert {name.split(",")[0] for name in wrapped.TRANSFORMS} == {
+        row.name for row in members.TRANSFORMS
+    }
+
+
+@pytest.mark.parametrize("name", ["granet", "acdc"])
+def test_masks_change_at_first_only_or_in_all_steps_but_the_rests(name: str) -> None:
+    each = wrapped.TRANSFORMS[name]
+    assert each.updating is not None
+    assert max(_changes(each.quiet)) <= 1
+    late = [step for step in _changes(each.updating) if step > 2]
+    assert len(late) == 6 // each.cycle * (each.cycle - each.rests)
+
+
+def _changes(wrap: wrapped.Wrap) -> set[int]:
+    """Return the steps of the first nine that change masks."""
+    params = {"kernel": jnp.arange(64.0).reshape(8, 8)}
+    tx = wrap(optax.sgd(0.1), params)
+    state, found = tx.init(params), set()
+    for _ in range(9):
+        _, state = tx.update(params, state, params)
+        found.add(int(state.health.changed))
+    return found
+
+
+def test_an_update_is_timed_without_the_rests_between() -> None:
+    def wrap(inner: Any, params: Any) -> Any:
+        raise NotImplementedError
+
+    transforms = {"a": wrapped.Wrapped(wrap, wrap, cycle=3, rests=1), "b": wrapped.Wrapped(wrap)}
+    times = {"bare": 1.0, "a": 2.0, "a: update": 12.0, "b": 3.0}
+    assert overhead.per_step(times, transforms) == {**times, "a: update": 5.0}
+    dropped = {**times, "a: update": None}
+    assert overhead.per_step(dropped, transforms) == dropped
+
+
+def test_rows_that_are_not_run_anew_stay_with_their_own_run(tmp_path: Path) -> None:
+    def run(settings: list[str], *names: str) -> None:
+        rows = [{"name": name, "of": settings} for name in ("bare", *names)]
+        content = {"rows": rows, "earlier": overhead.earlier(rows, tmp_path)}
+        timing.save("overhead", settings, content, tmp_path)
+
+    def kept() -> list[tuple[str, list[str]]]:
+        found = []
+        for part in timing.runs("overhead", tmp_path):
+            settings = part["command"].split()[3:]
+            assert all(row["of"] == settings for row in part["rows"])
+            found.append((" ".join(settings), [row["name"] for row in part["rows"]]))
+        return found
+
+    run(["all"], "a", "a: update", "b")
+    run(["first"], "a", "a: update")
+    assert kept() == [("first", ["bare", "a", "a: update"]), ("all", ["bare", "b"])]
+    run(["second"], "b")
+    assert kept() == [("second", ["bare", "b"]), ("first", ["bare", "a", "a: update"])]
+    run(["all"], "a", "a: update", "b")
+    assert kept() == [("all", ["bare", "a", "a: update", "b"])]
