@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +20,6 @@ from jaxprune.types import Tree
 
 Row = dict[str, Any]
 Save = Callable[[Row], None]
-_START = time.perf_counter()
-
-
-def said(what: str) -> None:
-    """Print what was done, and after how long."""
-    print(f"{time.perf_counter() - _START:.0f} s: {what}", file=sys.stderr, flush=True)
 
 
 def twin() -> Any:
@@ -109,13 +102,13 @@ def block_rows(work: Work, save: Save) -> list[Row]:
             phases = ours.Phases(graph, work.params, work.batches, method)
             streams = _streams(phases, side, method, work.args.seconds, forward)
             forward = forward or {key: streams[key] for key in streams if "forward" in key}
-            said(f"{method}: passes are timed")
+            timing.said(f"{method}: passes are timed")
             if (method, "50%") not in solved:
                 solved |= _solved(work, phases, side, method)
             for pattern in ours.TARGETS:
                 rows.append({"tf32": tf32, **forward, **streams, **solved[method, pattern]})
             save({"rows": rows})
-            said(f"{method}: pruning is timed")
+            timing.said(f"{method}: pruning is timed")
             del phases
     return rows
 
@@ -243,7 +236,7 @@ def smollm2_rows(work: Work, save: Save) -> list[Row]:
     graph = ours.traced(work.config, work.params, work.batches[0], tf32=False)
     cases = [(m, p) for m in work.args.methods for p in ours.TARGETS]
     compiled = _compiled(work, cases)
-    said("pruning is compiled")
+    timing.said("pruning is compiled")
     for method in work.args.methods:
         ours.prune(graph, work.params, work.batches[:1], method, ours.TARGETS["50%"])
     ours.forward(graph, work.params, work.batches[:1])
@@ -253,7 +246,7 @@ def smollm2_rows(work: Work, save: Save) -> list[Row]:
     if work.torch:
         forward |= _torch_forward(work)
     grams = ours.Phases(graph, work.params, work.batches, "sparsegpt").collect()
-    said("forward passes are timed")
+    timing.said("forward passes are timed")
     rows: list[Row] = []
     for method, pattern in cases:
         row: Row = {"method": method, "pattern": pattern, **forward}
@@ -263,7 +256,7 @@ def smollm2_rows(work: Work, save: Save) -> list[Row]:
             _torch_whole(work, row, found, grams)
         rows.append(row)
         save({"rows": rows})
-        said(f"{method} {pattern}")
+        timing.said(f"{method} {pattern}")
     return rows
 
 

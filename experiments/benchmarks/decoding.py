@@ -13,7 +13,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,20 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = SHAPES[given.shape]
     if given.layers is not None:
         config = dataclasses.replace(config, num_hidden_layers=given.layers)
-    start = time.perf_counter()
-
-    def said(what: str) -> None:
-        print(f"{time.perf_counter() - start:.1f} s: {what}", flush=True)
-
     cases = [one for batch in given.batch for one in products(config, batch)]
     tuned.ensure(cases, given.table)
-    said("products are known")
+    timing.said("products are known")
     model = prepare(config, max(given.batch))
-    said("weights are packed")
+    timing.said("weights are packed")
     rows: dict[int, dict[str, Any]] = {}
     for batch in given.batch:
-        for row in measure(model, batch, given.tokens, said):
-            said(str(row))
+        for row in measure(model, batch, given.tokens):
+            timing.said(str(row))
             rows[batch] = row
             content = {"model": dataclasses.asdict(config), "bytes": model.bytes}
             timing.save("decoding", words, content | {"rows": [*rows.values()]}, given.output)
@@ -168,9 +162,7 @@ def compress(rows: int, matrix: Any, mask: Any, *, path: str) -> formats.NMSpars
     return make(matrix, mask, layout=layout)
 
 
-def measure(
-    model: Model, batch: int, count: int, said: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def measure(model: Model, batch: int, count: int) -> Iterator[dict[str, Any]]:
     """Yield times and equal tokens, and then the same with the error of the logits."""
     prompt = np.full((batch, 1), 5, np.int32)
 
@@ -181,9 +173,9 @@ def measure(
         return models.llama(model.config)(params, jnp.asarray(prompt))
 
     run = both(model, generate)
-    said("generation is compiled")
+    timing.said("generation is compiled")
     tokens = {name: np.asarray(one()) for name, one in run.items()}
-    said("tokens are generated")
+    timing.said("tokens are generated")
     same = int(np.cumprod(tokens["dense"] == tokens["sparse"], axis=-1).sum(-1).min())
     times = timing.medians(run, EFFORT)
     dense, sparse = times["dense"], times["sparse"]

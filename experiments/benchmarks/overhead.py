@@ -89,7 +89,10 @@ def loops(work: Work, params: Any, transforms: Mapping[str, Wrapped]) -> dict[st
             name: pool.submit(Loop, tx, work, params, seen, cycle)
             for name, (tx, seen, cycle) in wanted.items()
         }
-        found = {name: loop.result() for name, loop in started.items()}
+        found = {}
+        for name, loop in started.items():
+            found[name] = loop.result()
+            timing.said(f"{name} is compiled")
     for loop in found.values():
         loop()
         jax.block_until_ready(loop())
@@ -108,6 +111,7 @@ def measure(
     for kind, work in works.items():
         found = loops(work, params, transforms)
         times = per_step(timing.medians(found, effort), transforms)
+        timing.said(f"each {kind} is timed")
         for name, loop in found.items():
             row = rows.setdefault(name, {"name": name})
             row[kind] = times[name]

@@ -11,7 +11,6 @@ together is timed against one read of their scores. Results are written after ea
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,11 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = Mesh(np.array(jax.devices())[:, None], (FSDP, TENSOR))
     sequences = given.sequences * mesh.size
     work = steps.Work(Shape(**lengths), mesh, sequences, given.length, BLOCK_KERNELS)
-    clock = time.perf_counter()
-
-    def said(what: str) -> None:
-        print(f"{time.perf_counter() - clock:.1f} s: {what}", flush=True)
-
     content: Row = {
         "devices": mesh.size,
         "shape": lengths,
@@ -56,23 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rows": [],
         "selection": [],
     }
-    for kind, row in run(work, given.only, given.seconds, said):
+    for kind, row in run(work, given.only, given.seconds):
         content[kind].append(row)
         timing.save("sharded", words, content, given.output)
-        said(f"{kind}: { {k: v for k, v in row.items() if k != 'collectives'} }")
+        timing.said(f"{kind}: { {k: v for k, v in row.items() if k != 'collectives'} }")
     return int(any(row["wrong"] for row in content["rows"] + content["selection"]))
 
 
-def run(
-    work: steps.Work, names: Sequence[str], seconds: float, said: Callable[[str], None]
-) -> Iterator[tuple[str, Row]]:
+def run(work: steps.Work, names: Sequence[str], seconds: float) -> Iterator[tuple[str, Row]]:
     """Compile, then measure.
 
     Args:
       work: what is trained.
       names: of `WRAPPED`.
       seconds: time for the samples of one case.
-      said: is told how far it is.
 
     Yields:
       ``("selection", row)`` and ``("rows", row)``.
@@ -83,18 +74,18 @@ def run(
         programs[BARE].compile(pool)
         selection, drawing = Selection(prunable(work)), drawn(work)
         programs |= {name: Program(work, name) for name in names}
-        said("traced")
+        timing.said("traced")
         programs[BARE].ready()
-        said("the bare step is compiled")
+        timing.said("the bare step is compiled")
         for name in names:
             programs[name].compile(pool)
         job = pool.submit(drawing.compile)
         selection.compile(pool)
         for name in names:
             programs[name].ready()
-            said(f"{name} is compiled")
+            timing.said(f"{name} is compiled")
         draw = job.result()
-    said("compiled")
+    timing.said("compiled")
     # Virtual devices share a CPU's threads: queued programs can wait for each other for ever.
     queued = 0.0 if jax.default_backend() == "cpu" else seconds
     effort = timing.Effort(least=queued / 4, total=seconds, rounds=(4, 8))
@@ -102,7 +93,7 @@ def run(
         yield "selection", row
     figures = {name: program.figures() for name, program in programs.items()}
     most = peaks(programs, figures, draw)
-    said("peaks are known")
+    timing.said("peaks are known")
     bare = programs[BARE]
     bare.start(*draw())
     for name in names:

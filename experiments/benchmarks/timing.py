@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,14 @@ from typing import Any
 import jax
 
 RESULTS = Path(__file__).parent / "results"
+_START = time.perf_counter()
 Run = Callable[[], Any]
 """Does the work once; returns the arrays to wait for."""
+
+
+def said(what: str) -> None:
+    """Print how far a benchmark is, and after how long."""
+    print(f"{time.perf_counter() - _START:.1f} s: {what}", file=sys.stderr, flush=True)
 
 
 def seconds(run: Run, calls: int = 1) -> float:
