@@ -81,7 +81,7 @@ CELLS = [
     *_cells("v5e-256", "7B", (*_ALL, "gradual-packed")),
     *_cells("v5e-256", "70B", _ALL),
     *_cells("v6e-256", "70B", _ALL),
-    *_cells("v5p-128", "70B", ("bare", "static", "gradual")),
+    *_cells("v5p-128", "70B", _STEPS),
 ]
 """In the order in which they are compiled; a program after what it is compared with."""
 

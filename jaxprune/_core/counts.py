@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _WORD = 1 << 16
+MOST = (1 << 31) - 1  # that 32 bits hold
 
 
 class Count(NamedTuple):
@@ -68,3 +69,14 @@ def to_float(count: Count) -> jax.Array:
 def to_int(count: Count) -> jax.Array:
     """Return the count as int32; the caller knows that it fits."""
     return (count.high << 16) + count.low
+
+
+def how_many(flags: jax.Array) -> jax.Array:
+    """Return how many flags of an array of any size are True, `saturated`."""
+    return saturated(jnp.sum(flags, axis=tuple(range(1, flags.ndim)), dtype=jnp.int32))
+
+
+def saturated(parts: jax.Array) -> jax.Array:
+    """Return the sum of int32 counts as int32, exact up to 2**30; 2**31 - 1 if it is far larger."""
+    near = jnp.sum(parts.astype(jnp.float32))
+    return jnp.where(near < 1.5 * 2.0**30, jnp.sum(parts, dtype=jnp.int32), jnp.int32(MOST))

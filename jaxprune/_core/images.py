@@ -28,8 +28,9 @@ def ordered_bits(scores: jax.Array) -> jax.Array:
         return bits ^ sign
     infinity = lax.bitcast_convert_type(jnp.full((), jnp.inf, scores.dtype), unsigned)
     nan = (bits & ~sign) > infinity
-    bits = jnp.where(bits == sign, jnp.zeros_like(bits), bits)
-    image = jnp.where(bits >= sign, ~bits, bits | sign)
+    below = lax.bitcast_convert_type(bits, jnp.dtype(f"int{width}")) >> (width - 1)  # all ones or 0
+    flipped = bits ^ (lax.bitcast_convert_type(below, unsigned) | sign)
+    image = jnp.where(bits == sign, jnp.full_like(bits, sign), flipped)
     return jnp.where(nan, jnp.zeros_like(image), image)
 
 

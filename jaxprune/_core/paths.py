@@ -58,6 +58,8 @@ def refill(
 def owner_of(path: str, shape: tuple[int, ...], owners: Mapping[str, Any]) -> str | None:
     """Return the weight to which a leaf of an optimizer's state belongs, by suffix and shape.
 
+    Parameters that are one array have an empty path, which ends every other.
+
     Args:
       path: of the leaf.
       shape: of the leaf.
@@ -66,7 +68,7 @@ def owner_of(path: str, shape: tuple[int, ...], owners: Mapping[str, Any]) -> st
     found = [
         name
         for name, owner in owners.items()
-        if owner.shape == shape and (path == name or path.endswith(f"/{name}"))
+        if owner.shape == shape and (name in ("", path) or path.endswith(f"/{name}"))
     ]
     return max(found, key=len, default=None)
 

@@ -101,6 +101,26 @@ def sums(
     return [lax.psum(x, names) for x in found] if names else found
 
 
+def total(conditions: Sequence[jax.Array], names: tuple[str, ...], shards: int) -> list[jax.Array]:
+    """Count as `sums` does over all axes, in arrays of any size: no count wraps round to 0.
+
+    Args:
+      conditions: boolean arrays of one shape, inside ``shard_map`` that of a shard.
+      names: mesh axes over which the arrays are split, inside ``shard_map``.
+      shards: how many there are along them.
+
+    Returns:
+      () int32 for each. Of more than 2**31 entries it is exact up to 2**24, and then may be less.
+    """
+    if conditions[0].size * shards <= counts.MOST:
+        return sums(conditions, None, names)
+    # A float stops growing where one more is lost; layers counted apart would be stored on a TPU.
+    hits = [condition.astype(jnp.float32) for condition in conditions]
+    found = _reduced(hits, [np.float32(0)] * len(hits), [lax.add] * len(hits), None)
+    found = [lax.psum(x, names) for x in found] if names else found
+    return [jnp.minimum(x, np.float32(counts.MOST - 127)).astype(jnp.int32) for x in found]
+
+
 def _reduced(
     operands: Sequence[jax.Array],
     starts: Sequence[Any],
@@ -178,18 +198,17 @@ def _counts(space: Space, probes: Sequence[jax.Array]) -> list[Count]:
 
 
 def _probe_points(bracket: Bracket, k: Count) -> list[jax.Array]:
-    """Choose thresholds in (low, high]: three quarters as a guard, the rest round the guess.
+    """Choose thresholds in (low, high]: three quarters as a guard, one on each side of a guess.
 
-    The guess interpolates the counts at the bracket's ends; two distances on each side catch it
-    while the distribution inside the bracket is still far from uniform and once it is not.
+    The guess interpolates the counts at the bracket's ends. More thresholds would save few passes,
+    and each makes a pass longer, and its compilation, above all for a TPU.
     """
     width = bracket.high - bracket.low
     inside = jnp.maximum(counts.to_float(counts.minus(bracket.at_low, bracket.above)), 1.0)
     part = jnp.clip(counts.to_float(counts.minus(bracket.at_low, k)) / inside, 0.0, 1.0)
     near = jnp.minimum(2.0 * jnp.sqrt(part * (1.0 - part) / inside) + 1.0 / inside, 0.02)
-    far = jnp.maximum(jnp.sqrt(near) * 0.25, 2.0 * near)
     parts = [jnp.full_like(part, quarter) for quarter in (0.25, 0.5, 0.75)]
-    parts += [part - far, part - near, part + near, part + far]
+    parts += [part - near, part + near]
     least = jnp.minimum(width, width.dtype.type(1))
     return [bracket.low + jnp.clip(_fraction(width, p), least, width) for p in parts]
 

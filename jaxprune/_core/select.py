@@ -22,8 +22,6 @@ from jaxprune._core.checks import debug_check
 from jaxprune._core.counts import Count
 from jaxprune._core.search import Ends, Image, Space, ends, image_of, search, sums
 
-_MOST = (1 << 31) - 1  # entries of one array: its flat indices and sums are 32-bit integers
-
 
 def top_k_mask(
     scores: jax.Array,
@@ -146,7 +144,7 @@ def _refuse_nan(leaves: Mapping[str, Any]) -> None:
     for path, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        bad = jnp.sum(jnp.isnan(leaf), dtype=jnp.int32)
+        bad = counts.how_many(jnp.isnan(leaf))
         name = f"score {path!r}" if path else "the array of scores"
         if isinstance(bad, Tracer):
             debug_check(bad == 0, f"{name} has {{bad}} NaN entries", bad=bad)
@@ -302,12 +300,12 @@ def _spread(count: Count, shape: tuple[int, ...]) -> Count:
 
 
 def _check_size(name: str, place: _Place) -> None:
-    if place.competing > _MOST:
+    if place.competing > counts.MOST:
         shards = meshes.shards(place.names)
         split = f" on each of {shards} shards" if shards > 1 else ""
         raise ValueError(
             f"{name} has {place.competing} entries that compete (shape {place.shape}{split}); at "
-            f"most {_MOST} of one array can. Select along an axis (axis=) or split the array."
+            f"most {counts.MOST} of one array can. Select along an axis (axis=) or split the array."
         )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune._core import paths
+from jaxprune._core import counts, paths
 from jaxprune._core.packing import is_packed, unpack
 from jaxprune._core.prunable import Where, select
 from jaxprune.types import Tree
@@ -113,7 +113,7 @@ def checked_batches(name: str, batches: Any) -> Iterable[Any]:
 
 @jax.jit
 def _faults(scores: Leaves) -> tuple[dict[str, jax.Array], jax.Array]:
-    bad = {p: jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for p, leaf in scores.items()}
+    bad = {p: counts.how_many(~jnp.isfinite(leaf)) for p, leaf in scores.items()}
     return bad, jnp.stack([jnp.any(leaf != 0) for leaf in scores.values()]).any()
 
 

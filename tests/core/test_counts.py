@@ -98,3 +98,14 @@ def test_64_bits_are_split_inside_jit():
     with jax.enable_x64(True):
         got = jax.jit(counts.as_count)(jnp.array(BIG, jnp.int64))
     np.testing.assert_array_equal(value(got), BIG)
+
+
+def test_a_sum_that_32_bits_do_not_hold_is_large_and_not_lost():
+    assert int(counts.saturated(jnp.full(8, 2**30, jnp.int32))) == 2**31 - 1
+    assert int(counts.saturated(jnp.full(4, 2**28 - 1, jnp.int32))) == 2**30 - 4  # exactly
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4, 5)], ids=str)
+def test_flags_are_counted(rng: np.random.Generator, shape: tuple[int, ...]):
+    flags = rng.integers(0, 2, shape).astype(bool)
+    assert int(counts.how_many(jnp.asarray(flags))) == flags.sum()

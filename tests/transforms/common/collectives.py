@@ -24,7 +24,7 @@ HEAD = f"""\
 
 For each transform and each way to place a model: the collectives of a compiled training step beyond
 those of the bare optimizer's step, and the bytes of the largest. All are all-reduces of counts: a
-search needs those of seven thresholds, for every layer, in each of its passes, and health those of
+search needs those of five thresholds, for every layer, in each of its passes, and health those of
 weights that came back. No weight, mask or score is moved. Where every device holds whole weights,
 or a method looks at groups that no device shares, nothing is.
 

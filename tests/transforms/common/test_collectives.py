@@ -9,7 +9,7 @@ from tests.transforms.common import collectives
 from tests.transforms.common.placements import LAYERS, PLACEMENTS, SHAPES, Placement
 from tests.transforms.common.rows import marked
 
-PROBES = 7  # thresholds that a pass of the search counts
+PROBES = 5  # thresholds that a pass of the search counts
 COUNTS = PROBES * LAYERS * 4  # bytes
 ONE_PLACEMENT = {"rigl": "FSDP × tensor, scanned layers", "ste": "FSDP", "acdc": "`shard_map`"}
 
