@@ -49,12 +49,15 @@ class TransformRow(Row):
       changes: the calls that may change masks; None for all.
       pattern: which the masks obey.
       settles: the first call after which they do.
+      dense: ``(inner, params) -> transform`` of the same kind at a sparsity of 0, for leaves of any
+        shape: it must train as ``inner`` alone.
       akin_to: a row that shares much of its code. Where a check has to compile, what is akin to
         another is a slow test.
     """
 
     sparsities: tuple[float, ...]
     changes: tuple[int, ...] | None
+    dense: Callable[[Any, Any], Any]
     pattern: Patterns = dataclasses.field(default=patterns.Unstructured(), hash=False)
     settles: int = 0
     akin_to: str | None = None
@@ -198,9 +201,17 @@ SCHEDULES = (
 # come back); "masked gradients" (the inner optimizer sees zeros for pruned weights); "own
 # gradients" (it sees what the method makes of them); "moves moments" (where masks change); "moves
 # counts" (between layers, and the total by a few); "rests" (some weights do not move at all);
-# "heavy updates" (where masks change it takes more memory than a byte a weight).
+# "heavy updates" (where masks change it takes more memory than a byte a weight); "memory by path"
+# (the state holds arrays by path besides the masks, which `optax.tree.map_params` refuses);
+# "values" (of the weights, for the first masks: shapes alone do not do).
 _CROSSWISE = {"hidden": patterns.NM(1, 2, axis=1), ".*": patterns.NM(1, 2, axis=0)}
 _REGROWS = frozenset({"regrows", "masked gradients", "moves moments"})
+_KEEPS_ALL = patterns.NM(1, 1, axis=0, pad=True)
+
+
+def _all_kept(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), params)
+
 
 TRANSFORMS = (
     TransformRow(
@@ -210,6 +221,9 @@ TRANSFORMS = (
         ),
         sparsities=(0.0,) * 6 + (schedules.cubic(0.0, 0.5, begin=2, end=8).at(6),) * 2 + (0.5,) * 4,
         changes=(2, 6, 8),
+        dense=lambda inner, params: jaxprune.gradual(
+            inner, schedules.cubic(0.0, 0.0, begin=2, end=8), every=4, where=".*"
+        ),
         paper="arXiv:1710.01878",
     ),
     TransformRow(
@@ -220,6 +234,7 @@ TRANSFORMS = (
         frozenset({"masked gradients"}),
         sparsities=(0.5,) * CALLS,
         changes=(),
+        dense=lambda inner, params: jaxprune.static(inner, _all_kept(params)),
     ),
     TransformRow(
         "dynamic",
@@ -233,9 +248,19 @@ TRANSFORMS = (
             pattern=patterns.NM(2, 4),
             **settings,
         ),
-        _REGROWS,
+        _REGROWS | {"memory by path"},
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
+        dense=lambda inner, params: jaxprune.dynamic(
+            inner,
+            0.0,
+            every=3,
+            end=9,
+            drop=0.5,
+            growth=jaxprune.growth.momentum(),
+            allocation=allocation.uniform,
+            where=".*",
+        ),
         pattern=patterns.NM(2, 4),
         paper="arXiv:1911.11134",
     ),
@@ -247,6 +272,9 @@ TRANSFORMS = (
         _REGROWS,
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
+        dense=lambda inner, params: jaxprune.rigl(
+            inner, 0.0, every=3, end=9, allocation=allocation.uniform, where=".*"
+        ),
         akin_to="dynamic",
         paper="arXiv:1911.11134",
     ),
@@ -258,6 +286,9 @@ TRANSFORMS = (
         _REGROWS | {"heavy updates"},
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
+        dense=lambda inner, params: jaxprune.set_training(
+            inner, 0.0, every=3, end=9, allocation=allocation.uniform, where=".*"
+        ),
         akin_to="dynamic",
         paper="arXiv:1707.04780",
     ),
@@ -266,9 +297,12 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.itop(
             inner, 0.5, every=4, end=12, allocation=allocation.uniform, **settings
         ),
-        _REGROWS | {"heavy updates"},
+        _REGROWS | {"heavy updates", "memory by path"},
         sparsities=(0.5,) * CALLS,
         changes=(4, 8),
+        dense=lambda inner, params: jaxprune.itop(
+            inner, 0.0, every=4, end=12, allocation=allocation.uniform, where=".*"
+        ),
         akin_to="dynamic",
         paper="arXiv:2102.02887",
     ),
@@ -288,15 +322,17 @@ TRANSFORMS = (
         + (schedules.cubic(0.25, 0.5, begin=2, end=8).at(5),) * 3
         + (0.5,) * 4,
         changes=(2, 3, 5, 6, 8, 9),
+        dense=lambda inner, params: jaxprune.granet(inner, 0.0, every=3, end=10, where=".*"),
         akin_to="dynamic",
         paper="arXiv:2106.10404",
     ),
     TransformRow(
         "snfs",
         lambda inner, params, **settings: jaxprune.snfs(inner, 0.5, every=3, end=9, **settings),
-        frozenset({"regrows", "moves counts"}),
+        frozenset({"regrows", "moves counts", "memory by path"}),
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
+        dense=lambda inner, params: jaxprune.snfs(inner, 0.0, every=3, end=9, drop=0.0, where=".*"),
         akin_to="dynamic",
         paper="arXiv:1907.04840",
     ),
@@ -305,9 +341,12 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.top_kast(
             inner, 0.5, backward_sparsity=0.25, decay=2.0**-10, **settings
         ),
-        frozenset({"dense", "regrows", "own gradients", "rests"}),
+        frozenset({"dense", "regrows", "own gradients", "rests", "memory by path", "values"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        dense=lambda inner, params: jaxprune.top_kast(
+            inner, 0.0, backward_sparsity=0.0, where=".*"
+        ),
         akin_to="ste",
         paper="arXiv:2106.03517",
     ),
@@ -319,15 +358,17 @@ TRANSFORMS = (
         _REGROWS,
         sparsities=(0.0,) * 2 + (0.5,) * 2 + (0.0,) * 4 + (0.5,) * 4,
         changes=(2, 4, 8),
+        dense=lambda inner, params: jaxprune.acdc(inner, 0.0, begin=2, every=2, end=8, where=".*"),
         akin_to="gradual",
         paper="arXiv:2106.12379",
     ),
     TransformRow(
         "ste",
         lambda inner, params, **settings: jaxprune.ste(inner, patterns.NM(2, 4), **settings),
-        frozenset({"dense", "regrows"}),
+        frozenset({"dense", "regrows", "values"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        dense=lambda inner, params: jaxprune.ste(inner, _KEEPS_ALL, where=".*"),
         pattern=patterns.NM(2, 4),
         paper="arXiv:2102.04010",
     ),
@@ -336,9 +377,10 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.sr_ste(
             inner, patterns.NM(2, 4), decay=2.0**-10, **settings
         ),
-        frozenset({"dense", "regrows", "own gradients"}),
+        frozenset({"dense", "regrows", "own gradients", "values"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        dense=lambda inner, params: jaxprune.sr_ste(inner, _KEEPS_ALL, where=".*"),
         pattern=patterns.NM(2, 4),
         paper="arXiv:2102.04010",
     ),
@@ -347,9 +389,12 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.mdgf_linear(
             inner, patterns.NM(2, 4), begin=2, end=8, **settings
         ),
-        frozenset({"dense", "regrows"}),
+        frozenset({"dense", "regrows", "values"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        dense=lambda inner, params: jaxprune.mdgf_linear(
+            inner, _KEEPS_ALL, begin=2, end=8, where=".*"
+        ),
         pattern=patterns.NM(2, 4),
         akin_to="ste",
         paper="arXiv:2402.04744",
@@ -359,9 +404,12 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.mdgf_exponential(
             inner, patterns.NM(2, 4), begin=2, end=8, decay=0.5, **settings
         ),
-        frozenset({"dense", "regrows"}),
+        frozenset({"dense", "regrows", "values"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        dense=lambda inner, params: jaxprune.mdgf_exponential(
+            inner, _KEEPS_ALL, begin=2, end=8, decay=0.5, where=".*"
+        ),
         pattern=patterns.NM(2, 4),
         akin_to="ste",
         paper="arXiv:2402.04744",
@@ -371,9 +419,12 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.sdgf_stepwise(
             inner, patterns.NM(2, 4), begin=2, end=8, **settings
         ),
-        frozenset({"dense", "regrows"}),
+        frozenset({"dense", "regrows", "values"}),
         sparsities=(0.0,) * 2 + (0.25,) * 3 + (0.5,) * 7,
         changes=None,
+        dense=lambda inner, params: jaxprune.sdgf_stepwise(
+            inner, _KEEPS_ALL, begin=2, end=8, where=".*"
+        ),
         pattern=patterns.NM(2, 4),
         settles=5,
         akin_to="ste",
@@ -388,9 +439,12 @@ TRANSFORMS = (
             end=8,
             **settings,
         ),
-        frozenset({"dense", "regrows"}),
+        frozenset({"dense", "regrows", "values"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
+        dense=lambda inner, params: jaxprune.sdgf_geometric(
+            inner, _KEEPS_ALL, begin=0, end=8, where=".*"
+        ),
         pattern=_CROSSWISE,
         settles=6,
         paper="arXiv:2402.04744",

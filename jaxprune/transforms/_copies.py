@@ -68,7 +68,9 @@ def zero_copies(inner_state: Tree, copies: dict[str, str], masks: dict[str, jax.
         return inner_state
 
     def one(key_path: Any, leaf: Any) -> Any:
-        mask = masks.get(copies.get(jax.tree_util.keystr(key_path), ""))
-        return leaf if mask is None else jax.numpy.where(mask, leaf, jax.numpy.zeros_like(leaf))
+        source = copies.get(jax.tree_util.keystr(key_path))
+        if source not in masks:
+            return leaf
+        return jax.numpy.where(masks[source], leaf, jax.numpy.zeros_like(leaf))
 
     return jax.tree_util.tree_map_with_path(one, inner_state)

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxprune import allocation as allocations
 from jaxprune import scores
 from jaxprune._core import paths, turns
 from jaxprune._core.meshes import known_axes, shards_of, split_over
-from jaxprune._core.packing import stored, unpack
 from jaxprune._core.prunable import Where
 from jaxprune._core.search import sums
 from jaxprune._core.select import refuse_nan
@@ -24,25 +22,17 @@ from jaxprune.schedules import as_sparsity
 from jaxprune.transforms import growth as growths
 from jaxprune.transforms._course import Course, Stages, looking, sizes_of, steady
 from jaxprune.transforms._ranking import given_shapes, tabulated
-from jaxprune.transforms._state import Method
-from jaxprune.transforms._timetable import Timetable, as_period
+from jaxprune.transforms._timetable import Timetable, as_period, as_step
 from jaxprune.transforms.drops import Drop, share_at
 from jaxprune.transforms.growth import Growth, Momentum
 from jaxprune.transforms.moments import Moments
-from jaxprune.transforms.recipe import Leaves, Moment, Recipe, everything, masked_gradients, wrap
-from jaxprune.types import Allocation, Pattern, Score, Shapes, Tree
-
-
-class Memory(NamedTuple):
-    """What drop-and-grow methods keep besides masks; empty where a method has no use for it."""
-
-    momentum: Leaves  # float32, of the dense gradients
-    fired: Tree  # masks, like the state's own: weights that have ever been live
+from jaxprune.transforms.recipe import Leaves, Moment, everything
+from jaxprune.types import Allocation, Pattern, Score, Shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The checked arguments of `jaxprune.dynamic`, and what its named forms add."""
+    """The checked arguments of a method that drops and grows, and what some of them add."""
 
     sparsity: float
     timetable: Timetable
@@ -66,36 +56,9 @@ class Settings:
         numbers = f"{self.sparsity}|{self.timetable}|{self.regrow}|{self.seed}"
         return f"{name}|{numbers}|{functions}|{self.rule.describe()}"
 
-
-def dynamic_named(
-    name: str, inner: optax.GradientTransformation, settings: Settings
-) -> optax.GradientTransformationExtraArgs:
-    """Return the transform of a drop-and-grow method."""
-    budget = Budget(settings)
-
-    def init(weights: Leaves) -> tuple[Leaves, Tree]:
-        masks = random_masks(settings, weights, budget.units(weights) if weights else {})
-        return masks, _first_memory(settings, weights, masks)
-
-    def change(moment: Moment) -> tuple[Leaves, Tree]:
-        masks = regrown(settings, moment, budget.at(moment))
-        return masks, _with_fired(settings, moment.extra, masks)
-
-    recipe = Recipe(
-        method=Method(name, reached=settings.timetable.end, course=course_of(settings)),
-        text=settings.text(name),
-        where=settings.where,
-        timetable=settings.timetable,
-        init=init,
-        change=change,
-        watch=functools.partial(_watch, settings),
-        gradients=masked_gradients,
-        moments=settings.moments,
-        packed=settings.packed,
-        axis_names=settings.axis_names,
-        starts_changed=True,
-    )
-    return wrap(inner, recipe)
+    def shares(self) -> list[float]:
+        """Return the share of the live weights that each update drops."""
+        return [share_at(self.drop, step) for step in self.timetable.steps()]
 
 
 def course_of(settings: Settings, loose: str = "") -> Course:
@@ -114,34 +77,10 @@ def course_of(settings: Settings, loose: str = "") -> Course:
     return Course(stages, settings.rule)
 
 
-def _first_memory(settings: Settings, weights: Leaves, masks: Leaves) -> Memory:
-    growth = settings.growth
-    momentum = growth.start(weights) if isinstance(growth, Momentum) else {}
-    # A copy: a donated state may not hold a buffer two times.
-    fired = {path: jnp.copy(mask) for path, mask in masks.items()} if settings.track_fired else {}
-    return Memory(momentum, stored(fired, packed=settings.packed))
-
-
-def _watch(settings: Settings, moment: Moment) -> Tree:
-    if not isinstance(settings.growth, Momentum):
-        return moment.extra
-    return moment.extra._replace(
-        momentum=settings.growth.watch(moment.extra.momentum, moment.grads)
-    )
-
-
-def _with_fired(settings: Settings, memory: Memory, masks: Leaves) -> Memory:
-    if not settings.track_fired:
-        return memory
-    fired = {path: unpack(memory.fired[path]) | mask for path, mask in masks.items()}
-    return memory._replace(fired=stored(fired, packed=settings.packed))
-
-
 def random_masks(settings: Settings, weights: Leaves, units: dict[str, Any]) -> Leaves:
     """Return the first masks: an exact number of live weights of each layer, at random."""
     if not weights:
         return {}
-    settings.rule.check({path: weight.shape for path, weight in weights.items()})
     drawn = scores.random(weights, jax.random.key(settings.seed))
     with split_over(settings.axis_names):
         masks = settings.rule.masks(drawn, units)
@@ -229,7 +168,7 @@ class Budget:
     def _table(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, Counts]:
         settings, by_path = self.settings, dict(shapes)
         units = settings.rule.counts(by_path, settings.sparsity, final=settings.sparsity)
-        shares = [share_at(settings.drop, step) for step in settings.timetable.steps()]
+        shares = settings.shares()
         return {p: self._row(p, by_path[p], units[p], shares) for p in by_path}
 
     def _row(self, path: str, shape: tuple[int, ...], units: Any, shares: list[float]) -> Counts:
@@ -293,9 +232,7 @@ def ceil_share(fixed: jax.Array, count: jax.Array) -> jax.Array:
 def every_few(every: int, begin: int | None, end: int) -> Timetable:
     """Return the timetable of updates at ``begin``, every few steps after, below ``end``."""
     every, end = as_period("every", every), as_period("end", end)
-    first = every if begin is None else begin
-    if begin is not None and begin < 0:
-        raise ValueError(f"begin must be a step of 0 or more, got {begin}.")
+    first = every if begin is None else as_step("begin", begin)
     if first >= end:
         named = f"every={every}" if begin is None else f"begin={begin}"
         remedy = "Lower every" if begin is None else "Begin earlier"
@@ -311,6 +248,16 @@ def checked_sparsity(sparsity: float, pattern: Patterns) -> float:
     value = as_sparsity("sparsity", sparsity)
     check_target(pattern, value)
     return value
+
+
+def checked_growth(growth: Growth) -> Growth:
+    """Return the growth rule if it can be called."""
+    if not callable(growth):
+        raise TypeError(
+            f"growth must be a function (moment, key) -> {{path: scores}}, got {growth!r} of type "
+            f"{type(growth).__name__}. Pass jaxprune.growth.gradient, random or momentum()."
+        )
+    return growth
 
 
 def checked_allocation(name: str, allocation: Allocation) -> Allocation:

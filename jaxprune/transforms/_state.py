@@ -154,7 +154,7 @@ def stored_masks(state: State) -> dict[str, jax.Array]:
         if mask.dtype != jnp.bool_:
             raise TypeError(
                 f"the stored mask of {path!r} has dtype {mask.dtype}, not bool: a transform around "
-                f"jaxprune.{state.method.name} computes with its state, as optax.contrib.sam does "
-                "with opaque_mode=False. Put it inside, around the optimizer."
+                f"{state.method.name} computes with its state, as optax.contrib.sam does with "
+                "opaque_mode=False. Put it inside, around the optimizer."
             )
     return masks

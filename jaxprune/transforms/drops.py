@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jaxprune.transforms._timetable import as_period
 
 Drop: TypeAlias = float | Callable[[int], float]
 """Share of the live weights that an update drops: a number, or a function of the step (host)."""
+
+_A_SHARE = "It is the share of a layer's live weights that an update drops and grows anew."
 
 
 def cosine_drop(share: float, end: int, *, floor: float = 0.0) -> Callable[[int], float]:
@@ -90,14 +92,20 @@ def as_drop(drop: Drop) -> Drop:
     return drop if callable(drop) else as_share("drop", drop)
 
 
-def as_share(name: str, share: float) -> float:
+def as_share(name: str, share: Any) -> float:
     """Return a share as a float, or raise an error that names the argument."""
-    if not 0.0 <= share < 1.0:
-        raise ValueError(
-            f"{name} must be a share in [0, 1), got {share}. It is the share of a layer's live "
-            "weights that an update drops and grows anew."
+    try:
+        number = None if isinstance(share, (bool, str)) else float(share)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        raise TypeError(
+            f"{name} must be a number in [0, 1), got {share!r} of type {type(share).__name__}. "
+            f"{_A_SHARE}"
         )
-    return float(share)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must be a share in [0, 1), got {number}. {_A_SHARE}")
+    return number
 
 
 def share_at(drop: Drop, step: int) -> float:

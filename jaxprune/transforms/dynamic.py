@@ -7,18 +7,12 @@ import optax
 from jaxprune import allocation as allocations
 from jaxprune import scores
 from jaxprune._core.prunable import Where, default_where
-from jaxprune.masks import MaskRule, Patterns
+from jaxprune.masks import Patterns
 from jaxprune.patterns import Unstructured
 from jaxprune.transforms import growth as growths
 from jaxprune.transforms import moments as moment_rules
-from jaxprune.transforms._regrow import (
-    Settings,
-    checked_allocation,
-    checked_sparsity,
-    dynamic_named,
-    every_few,
-)
-from jaxprune.transforms.drops import Drop, as_drop
+from jaxprune.transforms._dynamic import dynamic_named, settings_of
+from jaxprune.transforms.drops import Drop
 from jaxprune.transforms.growth import Growth
 from jaxprune.transforms.moments import Moments
 from jaxprune.types import Allocation, Score, Shapes
@@ -104,24 +98,23 @@ def dynamic(
     Reference:
       Evci et al., Rigging the lottery, arXiv:1911.11134.
     """
-    return dynamic_named(
-        "dynamic",
-        inner,
-        Settings(
-            sparsity=checked_sparsity(sparsity, pattern),
-            timetable=every_few(every, begin, end),
-            drop=as_drop(drop),
-            growth=growth,
-            score=score,
-            rule=MaskRule(
-                pattern, checked_allocation("allocation", allocation), dict(layers or {})
-            ),
-            where=where,
-            moments=moments,
-            regrow=regrow,
-            seed=seed,
-            packed=packed,
-            axis_names=axis_names,
-            shapes=shapes,
-        ),
+    settings = settings_of(
+        sparsity,
+        every=every,
+        end=end,
+        begin=begin,
+        drop=drop,
+        growth=growth,
+        score=score,
+        pattern=pattern,
+        allocation=allocation,
+        where=where,
+        layers=layers,
+        moments=moments,
+        regrow=regrow,
+        seed=seed,
+        packed=packed,
+        axis_names=axis_names,
+        shapes=shapes,
     )
+    return dynamic_named("dynamic", inner, settings)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._core import paths
+from jaxprune._core import counts, paths
 from jaxprune._core.meshes import gathered_alone
 from jaxprune.masks import apply_masks, check_masks
 from jaxprune.transforms._state import Look, State, find_states, stored_masks
@@ -226,7 +226,7 @@ def _leaf_problems(
 
 
 def _count(flags: jax.Array) -> int:
-    return int(jnp.sum(flags, dtype=jnp.int32))
+    return int(counts.how_many(flags))
 
 
 def _schedule_problems(state: State) -> list[str]:

@@ -26,7 +26,7 @@ from jaxprune.transforms._ranking import of_live, tabulated
 from jaxprune.transforms._regrow import Counts, Settings
 from jaxprune.transforms._state import Method
 from jaxprune.transforms._timetable import Timetable, gate
-from jaxprune.transforms.drops import Drop, as_drop, cosine_drop, share_at
+from jaxprune.transforms.drops import Drop, as_drop, cosine_drop
 from jaxprune.transforms.growth import Growth
 from jaxprune.transforms.moments import Moments
 from jaxprune.transforms.recipe import Leaves, Moment, Recipe, everything, masked_gradients, wrap
@@ -117,7 +117,7 @@ def granet(
         sparsity=plan.first,
         timetable=plan.timetable,
         drop=cosine_drop(0.5, end, floor=0.005) if drop is None else as_drop(drop),
-        growth=growth,
+        growth=_regrow.checked_growth(growth),
         score=score,
         rule=MaskRule(pattern, _regrow.checked_allocation("start", start), dict(layers or {})),
         where=where,
@@ -252,8 +252,7 @@ def _pruned(settings: Settings, pruning: MaskRule, budget: "_Budget", moment: Mo
 
 
 def _regenerated(settings: Settings, budget: "_Budget", moment: Moment) -> Leaves:
-    shares = [share_at(settings.drop, step) for step in settings.timetable.steps()]
-    fixed = jnp.asarray(_regrow.as_fixed(shares))[moment.turn]
+    fixed = jnp.asarray(budget.shares)[moment.turn]
     return _regrow.regrown(settings, moment, budget.regenerated(moment, fixed))
 
 
@@ -262,6 +261,7 @@ class _Budget:
 
     def __init__(self, settings: Settings, plan: _Plan, pruning: MaskRule) -> None:
         self.settings, self.plan, self.pruning = settings, plan, pruning
+        self.shares = _regrow.as_fixed(settings.shares())
         self.table = functools.lru_cache(maxsize=8)(self._table)
 
     def first(self, weights: Leaves) -> dict[str, Any]:

@@ -8,24 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import allocation as allocations
-from jaxprune import scores
 from jaxprune._core import paths
 from jaxprune._core.packing import is_packed, unpack
 from jaxprune._core.prunable import Where, default_where
-from jaxprune.masks import MaskRule, Patterns
+from jaxprune.masks import Patterns
 from jaxprune.patterns import Unstructured
 from jaxprune.transforms import growth as growths
 from jaxprune.transforms import moments as moment_rules
-from jaxprune.transforms._regrow import (
-    Memory,
-    Settings,
-    checked_allocation,
-    checked_sparsity,
-    dynamic_named,
-    every_few,
-)
+from jaxprune.transforms._dynamic import Memory, dynamic_named, settings_of
 from jaxprune.transforms._state import find_states
-from jaxprune.transforms.drops import Drop, as_drop
+from jaxprune.transforms.drops import Drop
 from jaxprune.transforms.growth import Growth
 from jaxprune.transforms.moments import Moments
 from jaxprune.types import Allocation, Shapes
@@ -102,14 +94,17 @@ def itop(
     Reference:
       Liu et al., Do we actually need dense over-parameterization?, arXiv:2102.02887.
     """
-    settings = Settings(
-        sparsity=checked_sparsity(sparsity, pattern),
-        timetable=every_few(every, begin, end),
-        drop=as_drop(drop),
+    settings = settings_of(
+        sparsity,
+        every=every,
+        end=end,
+        begin=begin,
+        drop=drop,
         growth=growth,
-        score=scores.magnitude,
-        rule=MaskRule(pattern, checked_allocation("allocation", allocation), dict(layers or {})),
+        pattern=pattern,
+        allocation=allocation,
         where=where,
+        layers=layers,
         moments=moments,
         regrow=regrow,
         seed=seed,

@@ -10,10 +10,10 @@ import optax
 from jax.core import Tracer
 
 from jaxprune._core import paths
-from jaxprune._core.meshes import known_axes, split_over
+from jaxprune._core.meshes import known_axes, shards, split_over
 from jaxprune._core.packing import is_packed, stored, unpack
 from jaxprune._core.prunable import Where, select
-from jaxprune._core.search import sums
+from jaxprune._core.search import total
 from jaxprune._core.turns import once_there
 from jaxprune.transforms._copies import copied_leaves, zero_copies
 from jaxprune.transforms._state import (
@@ -45,14 +45,15 @@ class Moment(NamedTuple):
     fill: Callable[[Leaves], Tree]  # puts leaves into the parameters' container, for scores
 
 
-def everything(weight: jax.Array) -> jax.Array:
+def everything(weight: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """Return a mask that keeps a whole weight, with the weight's sharding.
 
     The condition is always true, NaN included, and no compiler folds it into a constant, which
-    would live on one device.
+    would live on one device. A weight that is a shape without values gets an array, as it gets
+    moments from optax.
 
     Args:
-      weight: floating-point array.
+      weight: floating-point array, or ``jax.ShapeDtypeStruct``.
 
     Returns:
       Boolean array of the weight's shape, all True.
@@ -63,6 +64,8 @@ def everything(weight: jax.Array) -> jax.Array:
       >>> jaxprune.transforms.everything(jnp.array([1.0, jnp.nan])).tolist()
       [True, True]
     """
+    if isinstance(weight, jax.ShapeDtypeStruct):
+        return jnp.ones(weight.shape, bool)
     return (weight == weight) | (weight != weight)
 
 
@@ -243,13 +246,13 @@ def wrap(
       >>> optax.apply_updates(params, updates)["kernel"].tolist()
       [[1.0, 0.0]]
     """
-    _check_inner(inner)
+    _check_inner(inner, recipe.method.name)
     extended = optax.with_extra_args_support(inner)
 
     def init(params: Tree) -> Any:
         weights = select(params, recipe.where)
         inner_state = _initialised(inner, params)
-        _check_no_multi_steps(inner_state)
+        _check_no_multi_steps(inner_state, recipe.method.name)
         masks, extra = recipe.init(weights)
         return State(
             step=jnp.zeros((), jnp.int32),
@@ -364,17 +367,18 @@ def _not_zero(moment: Moment) -> tuple[jax.Array, jax.Array]:
     for path, mask in moment.masks.items():
         weight = moment.weights[path]
         conditions = [~mask & (weight != 0), ~mask & ~jnp.isfinite(weight)]
-        one, other = sums(conditions, None, known_axes(mask))
+        names = known_axes(mask)
+        one, other = total(conditions, names, shards(names))
         back.append(one)
         wild.append(other)
     return jnp.stack(back), jnp.stack(wild)
 
 
-def _check_inner(inner: Any) -> None:
+def _check_inner(inner: Any, name: str) -> None:
     if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
         raise TypeError(
             f"inner must be an optax optimizer, got {type(inner).__name__}. "
-            "Wrap one: jaxprune.gradual(optax.adamw(1e-3), ...)."
+            f"Wrap one: {name}(optax.adamw(1e-3), ...)."
         )
 
 
@@ -394,14 +398,14 @@ def _initialised(inner: optax.GradientTransformation, params: Tree) -> Any:
         ) from error
 
 
-def _check_no_multi_steps(inner_state: Any) -> None:
+def _check_no_multi_steps(inner_state: Any, name: str) -> None:
     def is_multi(node: Any) -> bool:
         return isinstance(node, optax.MultiStepsState)
 
     if any(is_multi(node) for node in jax.tree.leaves(inner_state, is_leaf=is_multi)):
         raise ValueError(
             "inner holds optax.MultiSteps: the schedule would count micro-steps. Put MultiSteps "
-            "outside: optax.MultiSteps(jaxprune.gradual(inner, ...), every_k_schedule=k)."
+            f"outside: optax.MultiSteps({name}(inner, ...), every_k_schedule=k)."
         )
 
 

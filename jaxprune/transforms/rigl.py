@@ -10,8 +10,8 @@ from jaxprune.masks import Patterns
 from jaxprune.patterns import Unstructured
 from jaxprune.transforms import growth
 from jaxprune.transforms import moments as moment_rules
-from jaxprune.transforms.drops import cosine_drop
-from jaxprune.transforms.dynamic import dynamic
+from jaxprune.transforms._dynamic import dynamic_named, settings_of
+from jaxprune.transforms.drops import as_share, cosine_drop
 from jaxprune.transforms.moments import Moments
 from jaxprune.types import Allocation, Shapes
 
@@ -83,13 +83,12 @@ def rigl(
     Reference:
       Evci et al., Rigging the lottery, arXiv:1911.11134.
     """
-    return dynamic(
-        inner,
+    settings = settings_of(
         sparsity,
         every=every,
         end=end,
         begin=begin,
-        drop=cosine_drop(drop, end),
+        drop=cosine_drop(as_share("drop", drop), end),
         growth=growth.gradient,
         pattern=pattern,
         allocation=allocation,
@@ -102,3 +101,4 @@ def rigl(
         axis_names=axis_names,
         shapes=shapes,
     )
+    return dynamic_named("rigl", inner, settings)

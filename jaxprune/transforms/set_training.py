@@ -10,8 +10,8 @@ from jaxprune.masks import Patterns
 from jaxprune.patterns import Unstructured
 from jaxprune.transforms import growth
 from jaxprune.transforms import moments as moment_rules
+from jaxprune.transforms._dynamic import dynamic_named, settings_of
 from jaxprune.transforms.drops import Drop
-from jaxprune.transforms.dynamic import dynamic
 from jaxprune.transforms.moments import Moments
 from jaxprune.types import Allocation, Shapes
 
@@ -84,8 +84,7 @@ def set_training(
       Mocanu et al., Scalable training of artificial neural networks with adaptive sparse
       connectivity inspired by network science, arXiv:1707.04780.
     """
-    return dynamic(
-        inner,
+    settings = settings_of(
         sparsity,
         every=every,
         end=end,
@@ -103,3 +102,4 @@ def set_training(
         axis_names=axis_names,
         shapes=shapes,
     )
+    return dynamic_named("set_training", inner, settings)

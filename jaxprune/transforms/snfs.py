@@ -18,7 +18,7 @@ from jaxprune.masks import MaskRule
 from jaxprune.transforms import _regrow
 from jaxprune.transforms._regrow import Budget, Counts, Settings
 from jaxprune.transforms._state import Method
-from jaxprune.transforms.drops import Drop, as_drop, cosine_drop, share_at
+from jaxprune.transforms.drops import Drop, as_drop, cosine_drop
 from jaxprune.transforms.growth import Momentum, momentum
 from jaxprune.transforms.moments import Moments
 from jaxprune.transforms.recipe import Leaves, Moment, Recipe, dense_gradients, wrap
@@ -138,6 +138,7 @@ def _transform(
     assert isinstance(rule, Momentum)
 
     def init(weights: Leaves) -> tuple[Leaves, Tree]:
+        settings.rule.check({path: weight.shape for path, weight in weights.items()})
         masks = _regrow.random_masks(settings, weights, budget.units(weights) if weights else {})
         zero = functools.partial(jnp.zeros, ())
         memory = Memory(rule.start(weights), zero(), zero(), zero(jnp.int32))
@@ -168,8 +169,7 @@ def _transform(
 def _changed(settings: Settings, moment: Moment) -> tuple[Leaves, Memory]:
     memory: Memory = moment.extra
     layers = _Layers.of(settings, moment)
-    shares = [share_at(settings.drop, step) for step in settings.timetable.steps()]
-    fixed = jnp.asarray(_regrow.as_fixed(shares))[moment.turn]
+    fixed = jnp.asarray(_regrow.as_fixed(settings.shares()))[moment.turn]
     removed = layers.removed(fixed)
     grown = _divided(layers, removed, jnp.sum(removed, dtype=jnp.float32) + memory.correction)
     stay = layers.live - removed

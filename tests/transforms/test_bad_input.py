@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune
 from jaxprune import NM, Channel, allocation, schedules, scores
-from jaxprune.transforms import gradual, static
+from jaxprune.transforms import gradual, granet, itop, rigl, set_training, static
 
 SGD = optax.sgd(0.1)
 
@@ -60,6 +60,7 @@ def nothing(params: Any, grads: Any) -> Any:
 
 HERE = __name__
 A_SPARSITY = "A sparsity is the share of zeros: 0.9 prunes 90% of the weights."
+A_DROP = "It is the share of a layer's live weights that an update drops and grows anew."
 MASKS = "Pass masks made for these parameters."
 A_SCORE = "A score is a function (params, grads) -> tree like params."
 
@@ -115,8 +116,28 @@ BUILD = {
     "no optimizer": (
         lambda: gradual(0.1, 0.5),
         TypeError,
-        "inner must be an optax optimizer, got float. Wrap one: "
-        "jaxprune.gradual(optax.adamw(1e-3), ...).",
+        "inner must be an optax optimizer, got float. Wrap one: gradual(optax.adamw(1e-3), ...).",
+    ),
+    "a drop that is no number": (
+        lambda: rigl(SGD, 0.5, end=9, every=3, drop="half"),
+        TypeError,
+        f"drop must be a number in [0, 1), got 'half' of type str. {A_DROP}",
+    ),
+    "a drop that becomes everything": (
+        lambda: granet(SGD, 0.5, end=9, every=3, drop=lambda step: step / 6),
+        ValueError,
+        f"drop at step 6 must be a share in [0, 1), got 1.0. {A_DROP}",
+    ),
+    "begin no integer": (
+        lambda: set_training(SGD, 0.5, end=9, every=3, begin=1.5),
+        TypeError,
+        "begin must be a step, an integer, got 1.5 of type float.",
+    ),
+    "a growth by name": (
+        lambda: itop(SGD, 0.5, end=9, every=3, growth="gradient"),
+        TypeError,
+        "growth must be a function (moment, key) -> {path: scores}, got 'gradient' of type str. "
+        "Pass jaxprune.growth.gradient, random or momentum().",
     ),
     "masks that are not boolean": (
         lambda: static(SGD, {"kernel": jnp.ones((8, 8))}),
@@ -183,6 +204,13 @@ INIT = {
         "NM(n=3, m=5) does not fit 'layer/kernel' of shape (8, 8): axis 0 has length 8, not a "
         "multiple of 5. Pass pad=True, another axis, or exclude this parameter with where=.",
     ),
+    "a channel axis that is not there, from the start": (
+        lambda: rigl(SGD, 0.5, end=9, every=3, pattern=Channel(3)),
+        parameters,
+        ValueError,
+        "Channel(axis=3) does not fit 'layer/kernel' of shape (8, 8): it has no axis 3. Give "
+        "another axis, or exclude this parameter with where=.",
+    ),
     "a parameter without a pattern": (
         lambda: gradual(SGD, 0.5, pattern={"attention": NM(2, 4)}),
         parameters,
@@ -246,7 +274,7 @@ INIT = {
         parameters,
         ValueError,
         "inner holds optax.MultiSteps: the schedule would count micro-steps. Put MultiSteps "
-        "outside: optax.MultiSteps(jaxprune.gradual(inner, ...), every_k_schedule=k).",
+        "outside: optax.MultiSteps(gradual(inner, ...), every_k_schedule=k).",
     ),
 }
 

@@ -104,6 +104,23 @@ def test_copies_are_zero_where_pruned_and_untouched_elsewhere(name: str):
             np.testing.assert_array_equal(found[other], expected[other])
 
 
+@pytest.mark.standard_promotion
+def test_parameters_that_are_one_array_have_no_other_copies():
+    """Their path is empty, as is the name of what is no copy."""
+    params = PARAMS["kernel"]
+    inner = optax.contrib.mechanize(optax.sgd(0.1, momentum=0.9))
+    tx = jaxprune.static(inner, MASK, mask_gradients=False)
+    state = tx.init(params)
+    _, bare = optax.with_extra_args_support(inner).update(params, state.inner_state, params)
+    _, state = tx.update(params, state, params)
+    found, expected = _leaves(state.inner_state), _leaves(bare)
+    assert (found[".x0"] == np.where(MASK, expected[".x0"], 0.0)).all()
+    momentum = ".base_optimizer_state[0].trace"
+    assert (expected[momentum][~MASK] != 0.0).all()
+    for other in found.keys() - {".x0"}:
+        np.testing.assert_array_equal(found[other], expected[other])
+
+
 def _leaves(state: Any) -> dict[str, np.ndarray]:
     found = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}

@@ -219,7 +219,7 @@ SHARE = " It is the share of a layer's live weights that an update drops and gro
     [
         (
             lambda: jaxprune.rigl(SGD, 0.5, end=10, every=2, drop=1.0),
-            "share must be a share in [0, 1), got 1.0." + SHARE,
+            "drop must be a share in [0, 1), got 1.0." + SHARE,
         ),
         (
             lambda: jaxprune.dynamic(SGD, 0.5, end=10, every=2, drop=-0.1),
@@ -274,7 +274,7 @@ SHARE = " It is the share of a layer's live weights that an update drops and gro
         ),
         (
             lambda: jaxprune.itop_rate(jaxprune.rigl(SGD, 0.5, end=300).init(weights())),
-            "opt_state holds no record of fired weights; its transforms are dynamic. Train with "
+            "opt_state holds no record of fired weights; its transforms are rigl. Train with "
             "jaxprune.itop.",
         ),
     ],
@@ -283,6 +283,21 @@ def test_errors_say_what_is_wrong(make: Callable[[], Any], text: str) -> None:
     with pytest.raises(ValueError) as found:
         make()
     assert str(found.value) == text
+
+
+def test_moments_of_parameters_that_are_one_array_start_anew() -> None:
+    """Their path is empty, and ends that of every moment."""
+    tx = jaxprune.set_training(optax.sgd(0.1, momentum=0.9), 0.5, every=2, end=3, where=".*")
+    params = jnp.arange(1.0, 65.0).reshape(8, 8)
+    opt_state = tx.init(params)
+    before = jaxprune.get_masks(opt_state)
+    for _ in range(3):
+        updates, opt_state = tx.update(params, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    changed = before != jaxprune.get_masks(opt_state)
+    assert changed.any()
+    assert (opt_state.inner_state[0].trace[changed] == 0.0).all()
+    assert (opt_state.inner_state[0].trace[before & ~changed] != 0.0).all()
 
 
 def test_a_growth_rule_that_forgets_a_weight_is_named() -> None:

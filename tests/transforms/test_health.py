@@ -200,7 +200,7 @@ def test_a_transparent_sam_around_it_is_refused():
         for _ in range(3):
             _, state = tx.update(params, state, params)
     assert str(error.value) == (
-        "the stored mask of 'a' has dtype int32, not bool: a transform around jaxprune.gradual "
-        "computes with its state, as optax.contrib.sam does with opaque_mode=False. Put it inside, "
-        "around the optimizer."
+        "the stored mask of 'a' has dtype int32, not bool: a transform around gradual computes "
+        "with its state, as optax.contrib.sam does with opaque_mode=False. Put it inside, around "
+        "the optimizer."
     )
