@@ -175,10 +175,8 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _amortised(row: dict[str, Any], known: Mapping[str, dict[str, Any]]) -> float | None:
     """Return the mean step of a run in which one step of `PERIOD` changes masks."""
-    update = known.get(_update(row["name"]))
-    if update is None or update["step"] is None or row["step"] is None:
-        return None
-    return row["step"] + (update["step"] - row["step"]) / PERIOD
+    update = known.get(_update(row["name"]), {})
+    return timing.amortised(row["step"], update.get("step"), PERIOD)
 
 
 def _print(rows: Sequence[dict[str, Any]], title: str) -> None:

@@ -124,7 +124,9 @@ def table(rows: Sequence[Row], prunable_here: float) -> tuple[list[str], list[li
             timing.ratio(row["ordinary"], row["bare"]),
             timing.shown(row["update"]),
             timing.ratio(row["update"], row["bare"]),
-            timing.ratio(_amortised(row), row["bare"]),
+            timing.ratio(
+                timing.amortised(row["ordinary"], row["update"], steps.EVERY), row["bare"]
+            ),
             f"{_bytes(row) / 1e9:.2f} GB",
             "-" if row["peak"] is None else f"{row['peak'] / 1e9:.2f} GB",
             f"{(_bytes(row) - least) / prunable_here:+.2f}",
@@ -177,13 +179,6 @@ def _most() -> float | None:
 
 def _bytes(row: Row) -> int:
     return row["arguments"] + row["temporaries"]
-
-
-def _amortised(row: Row) -> float | None:
-    """Return the mean step of a run in which one step of so many changes masks."""
-    if row["update"] is None or row["ordinary"] is None:
-        return None
-    return row["ordinary"] + (row["update"] - row["ordinary"]) / steps.EVERY
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -61,7 +61,7 @@ def measure(
 
 
 def programs(format: str, density: float | None, side: int) -> dict[str, Callable[[], Any]]:
-    """Compile the dense product, and the fastest one with the same zeros compressed."""
+    """Compile the dense product, and one with the same zeros compressed: a kernel's, if any."""
     dtype = "bfloat16" if _on_gpu() else "float32"
     product = autotune.case(format, side, side, side, density=density, dtype=dtype).product
     ways = [way for way in trials.ways(product, "forward", 1) if way.form != trials.ARRAY]

@@ -74,6 +74,11 @@ def medians(cases: Mapping[str, Run], effort: Effort) -> dict[str, float | None]
     return {name: found.get(name) for name in cases}
 
 
+def amortised(step: float | None, update: float | None, period: int) -> float | None:
+    """Return the mean step of a run in which one step of ``period`` is an update."""
+    return None if step is None or update is None else step + (update - step) / period
+
+
 def device() -> dict[str, Any]:
     """Describe where this process runs."""
     first = jax.devices()[0]

@@ -77,16 +77,14 @@ class Segment:
 
     def params(self, leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return the segment's parameters, by its own names, from all parameters by path."""
-        places = self.weights.items()
-        found = {name: leaves[path] for name, (path, layer) in places if layer is None}
-        stacked = {name: leaves[path] for name, (path, layer) in places if layer is not None}
-        if not stacked:
-            return found
-        layers = np.array([layer for _, layer in self.weights.values() if layer is not None])
-        parts = dict(
-            zip(stacked, _layers([*stacked.values()], layers.astype(np.int32)), strict=True)
-        )
-        return {name: found[name] if name in found else parts[name] for name in self.weights}
+        found = {name: leaves[path] for name, (path, _) in self.weights.items()}
+        layers = {name: at for name, (_, at) in self.weights.items() if at is not None}
+        if layers:
+            parts = _layers(
+                [found[name] for name in layers], np.array([*layers.values()], np.int32)
+            )
+            found.update(zip(layers, parts, strict=True))
+        return found
 
     def __call__(self, params: Mapping[str, jax.Array], *inputs: jax.Array) -> list[jax.Array]:
         """Run it: parameters by its own names, the values that it reads -> those that it writes."""

@@ -119,7 +119,7 @@ def _split(
     per_warp: int,
     depth: int,
     *,
-    short: bool = False,
+    short: bool,
 ) -> Config:
     """Give every cluster an equal part of the tiles, and each tile as many warps as fit.
 

@@ -95,7 +95,7 @@ class Blocks:
         params = segment.params(self.leaves)
         kind = self._kind(segment)
         raw = self._gathered(segment, kind, params) if self._gathers else {}
-        self._check_finite(segment, {name: raw[name] for name in kind.layouts if name in raw})
+        self._check_finite(segment, kind, raw)
         found = []
         for name, layout in kind.layouts.items():
             place = segment.weights[name]
@@ -127,12 +127,11 @@ class Blocks:
             self.leaves[path], self.masks[path] = weight, mask
             return
         whole, before = self.leaves[path], self.masks.get(path)
-        if before is None:  # the caller's array stays; from then on the layers are changed in place
-            self.leaves[path] = _with_layer(whole, weight, layer)
-            self.masks[path] = _in_place(jnp.ones(whole.shape, bool), mask, layer)
-        else:
-            self.leaves[path] = _in_place(whole, weight, layer)
-            self.masks[path] = _in_place(before, mask, layer)
+        # The caller's array stays; from then on the layers are changed in place.
+        change = _with_layer if before is None else _in_place
+        before = jnp.ones(whole.shape, bool) if before is None else before
+        self.leaves[path] = change(whole, weight, layer)
+        self.masks[path] = _in_place(before, mask, layer)
 
     def forward(self, index: int) -> None:
         """Send all batches through a segment, and forget what nothing reads any more."""
@@ -188,10 +187,13 @@ class Blocks:
             raise ValueError("mask counts no token in any batch. True is a token that counts.")
         return live
 
-    def _check_finite(self, segment: Segment, raw: Mapping[str, Any]) -> None:
+    def _check_finite(self, segment: Segment, kind: _Kind, raw: Mapping[str, Any]) -> None:
+        if not raw:
+            return
         finite = jax.device_get(_finite(raw))  # of all weights at once: each look waits
-        for name in (name for name in raw if not finite[name]):
-            path, layer = segment.weights[name]
+        wrong = [name for name in kind.layouts if not finite.get(name, True)]
+        if wrong:
+            path, layer = segment.weights[wrong[0]]
             raise ValueError(
                 f"the input of {path!r}{'' if layer is None else f', layer {layer},'} has NaN "
                 "or infinite values. Look at the calibration data, and at the weights of what "

@@ -11,6 +11,7 @@ import pytest
 import jaxprune
 from jaxprune._core import paths
 from tests.interop import scenario
+from tests.interop.jobs import Jobs
 from tests.laws.measure import compilations
 
 
@@ -21,8 +22,8 @@ class Trained(NamedTuple):
     losses: list[float]
 
 
-class Laws:
-    """The laws. A job is whatever a framework keeps between steps, and may change in place."""
+class Laws(Jobs):
+    """The laws."""
 
     prunable: ClassVar[frozenset[str]]
     left: ClassVar[frozenset[str]]  # some of the others, so that the model is known to have them
@@ -34,23 +35,6 @@ class Laws:
     def step(self, job: Any, batch: scenario.Batch) -> tuple[Any, jax.Array]:
         """Return the job after one jitted step, and the loss before it."""
         raise NotImplementedError
-
-    def params(self, job: Any) -> Any:
-        """Return the parameters as the optimizer sees them."""
-        raise NotImplementedError
-
-    def opt_state(self, job: Any) -> Any:
-        """Return the optimizer's state."""
-        raise NotImplementedError
-
-    def arrays(self, job: Any) -> Any:
-        """Return a tree of all arrays of a job."""
-        return job
-
-    def with_arrays(self, job: Any, arrays: Any) -> Any:
-        """Return the job with other arrays."""
-        del job
-        return arrays
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -14,6 +14,7 @@ import jaxprune
 from jaxprune import checkpoint
 from jaxprune._core import paths
 from tests.interop import scenario
+from tests.interop.jobs import Jobs
 from tests.third_party import inner
 
 CHANGES = (4, 9, 14, 16)  # steps at which masks change
@@ -27,8 +28,8 @@ class Trained(NamedTuple):
     before: dict[int, Any]  # arrays on the host, by step
 
 
-class MeshLaws:
-    """The laws. A job is whatever a framework keeps between steps, and may change in place.
+class MeshLaws(Jobs):
+    """The laws.
 
     The axes of the mesh are automatic: Flax's layers leave the sharding of their products to the
     compiler.
@@ -44,23 +45,6 @@ class MeshLaws:
     def step(self, job: Any, mesh: Mesh, batch: scenario.Batch) -> tuple[Any, jax.Array]:
         """Return the job after one jitted step, and the loss before it."""
         raise NotImplementedError
-
-    def params(self, job: Any) -> Any:
-        """Return the parameters as the optimizer sees them."""
-        raise NotImplementedError
-
-    def opt_state(self, job: Any) -> Any:
-        """Return the optimizer's state."""
-        raise NotImplementedError
-
-    def arrays(self, job: Any) -> Any:
-        """Return a tree of all arrays of a job."""
-        return job
-
-    def with_arrays(self, job: Any, arrays: Any) -> Any:
-        """Return the job with other arrays."""
-        del job
-        return arrays
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -12,6 +12,7 @@ import jaxprune
 from jaxprune._core import paths
 from tests.interop import scenario
 from tests.interop.laws import Laws, Trained, check_exported
+from tests.interop.nnx_jobs import Job, NnxJobs, train_step
 from tests.interop.scenario import CLASSES, HEADS, VOCABULARY, WIDTH, cross_entropy
 from tests.third_party import leniently
 
@@ -34,22 +35,7 @@ class Net(nnx.Module):
         return self.layers[1](x.reshape(-1, HEADS * WIDTH))
 
 
-Job = tuple[Net, nnx.Optimizer]
-
-
-@nnx.jit
-def train_step(
-    model: Net, optimizer: nnx.Optimizer, tokens: jax.Array, labels: jax.Array
-) -> jax.Array:
-    def loss_fn(model: Net) -> jax.Array:
-        return cross_entropy(model(tokens), labels)
-
-    loss, grads = leniently(nnx.value_and_grad(loss_fn))(model)
-    optimizer.update(model, grads)
-    return loss
-
-
-class TestNnx(Laws):
+class TestNnx(NnxJobs, Laws):
     prunable = frozenset(
         {
             "conv/kernel",
@@ -73,19 +59,6 @@ class TestNnx(Laws):
 
     def step(self, job: Job, batch: scenario.Batch) -> tuple[Job, jax.Array]:
         return job, train_step(*job, *batch)
-
-    def params(self, job: Job) -> Any:
-        return nnx.state(job[0], nnx.Param)
-
-    def opt_state(self, job: Job) -> Any:
-        return job[1].opt_state
-
-    def arrays(self, job: Job) -> Any:
-        return nnx.state(job)
-
-    def with_arrays(self, job: Job, arrays: Any) -> Job:
-        nnx.update(job, arrays)
-        return job
 
     def test_packed_masks_are_refused(self):
         job = self.start(scenario.transform(packed=True))

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from tests.interop.mesh_laws import MeshLaws
-from tests.interop.scenario import CLASSES, HEADS, VOCABULARY, WIDTH, Batch, cross_entropy
+from tests.interop.nnx_jobs import Job, NnxJobs, train_step
+from tests.interop.scenario import CLASSES, HEADS, VOCABULARY, WIDTH, Batch
 from tests.third_party import leniently
 
 HIDDEN = 32
@@ -35,28 +36,13 @@ class Net(nnx.Module):
         return self.out(nnx.relu(self.up(x.reshape(-1, HEADS * WIDTH))))
 
 
-Job = tuple[Net, nnx.Optimizer]
-
-
 @nnx.jit(static_argnums=0)
 def create(tx: optax.GradientTransformationExtraArgs) -> Job:
     model = leniently(Net)(nnx.Rngs(0))
     return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
-@nnx.jit
-def train_step(
-    model: Net, optimizer: nnx.Optimizer, tokens: jax.Array, labels: jax.Array
-) -> jax.Array:
-    def loss_fn(model: Net) -> jax.Array:
-        return cross_entropy(model(tokens), labels)
-
-    loss, grads = leniently(nnx.value_and_grad(loss_fn))(model)
-    optimizer.update(model, grads)
-    return loss
-
-
-class TestNnxOnAMesh(MeshLaws):
+class TestNnxOnAMesh(NnxJobs, MeshLaws):
     specs: ClassVar = {
         "heads/kernel": P("data", "model", None),
         "out/kernel": P(("model", "data"), None),
@@ -70,16 +56,3 @@ class TestNnxOnAMesh(MeshLaws):
     def step(self, job: Job, mesh: Mesh, batch: Batch) -> tuple[Job, jax.Array]:
         with jax.set_mesh(mesh):
             return job, train_step(*job, *batch)
-
-    def params(self, job: Job) -> Any:
-        return nnx.state(job[0], nnx.Param)
-
-    def opt_state(self, job: Job) -> Any:
-        return job[1].opt_state
-
-    def arrays(self, job: Job) -> Any:
-        return nnx.state(job)
-
-    def with_arrays(self, job: Job, arrays: Any) -> Job:
-        nnx.update(job, arrays)
-        return job
