@@ -13,9 +13,7 @@ compared before anything is timed. What was compiled is compiled before, and its
 
 import argparse
 import dataclasses
-import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -125,24 +123,20 @@ def _both(mine: float | None, theirs: float | None) -> str:
 
 
 def _told(argv: Sequence[str]) -> list[str]:
-    """Return the command line without the folders of this machine."""
+    """Return the command line without the folder of the model."""
     told = list(argv)
     if "--model" in told:
         at = told.index("--model") + 1
         told[at] = Path(told[at]).name
-    if "--output" in told:
-        at = told.index("--output")
-        del told[at : at + 2]
     return told
 
 
 def kept(part: str, folder: Path) -> Row:
     """Return what was measured of the other parts on this device."""
-    for path in folder.glob("*.json"):
-        section = json.loads(path.read_text()).get("calibration", {})
-        if section.get("device") == timing.device()["device"]:
-            return {key: section[key] for key in PARTS if key in section and key != part}
-    return {}
+    found: Row = {}
+    for run in timing.runs("calibration", folder):
+        found |= {key: run[key] for key in PARTS if key in run and key != part}
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -186,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
     what += f"{args.batch}" + ("" if args.part == "block" or args.model else ", random weights")
     if work.torch:
         what += f", torch {work.torch.torch.__version__}"
-    command = shlex.join(["python", "-m", "experiments.benchmarks.calibration", *_told(argv)])
+    command = timing.command("calibration", _told(argv))
 
     def save(found: Row) -> None:
         part = {"what": what, "command": command} | found

@@ -93,13 +93,10 @@ implementation that is right, with its settings if they are not the default; `er
 the norm, to sums in float32. `roofline` is the share of what the device allows: of a copy's
 bandwidth, or of the operations of a large dense product, on what is stored. `its roofline` is the
 same of the dense product. That of a large one is below 100% because the rate was measured in short
-turns with a copy: under products alone an H200 reaches its limit of 700 W within half a second, and
-lowers its clock from 1980 to 1300 to 1600 MHz. Dense 8192 x 8192 x 8192 then takes 1.59 ms at first
-and 1.73 ms later on, in its fastest 10 ms 1.41 ms; 2:4 takes 1.05, 1.13 and 0.98 ms. Kernels slow
-down with it: in turns 2:4 is 1.56x, with pauses of 80 ms between them 1.42x
-(`python -m experiments.benchmarks.sustained` shows it for your device). Products of up to 256 rows
-go round as many weights as no cache holds. Sizes are rows of x, inputs and outputs; blocks are
-pruned without a balance.
+turns with a copy: under products alone an H200 reaches its limit of 700 W within half a second and
+lowers its clock from 1980 MHz ([below](#large-products-for-longer)). Products of up to 256 rows go
+round as many weights as no cache holds. Sizes are rows of x, inputs and outputs; blocks are pruned
+without a balance.
 """
 
 PEERS = """
@@ -110,8 +107,9 @@ or of its kernels for block rows, beside torch's own dense product: `{command}` 
 SUSTAINED = """\
 ## Large products for longer
 
-Samples of a few runs, after a second of rest: the fastest, the median of the first tenth, and that
-of the second half; the lowest clock and the largest power while they were taken.
+A device that draws more power than it may lowers its clock, and products take longer than in a
+short benchmark. Samples of a few runs, after a second of rest: the fastest, the median of the first
+tenth, and that of the second half; the lowest clock and the largest power while they were taken.
 """
 
 MODELS = """\
@@ -153,7 +151,7 @@ def _tables(
     for result in results:
         if section := result.get(name):
             parts = [
-                f"{'The other rows, of an earlier run: ' if i else ''}`{run['command']}` "
+                f"{'Of another run: ' if i else ''}`{run['command']}` "
                 f"(jax {run['jax']}, Python {run['python']}).\n\n{body(run)}"
                 for i, run in enumerate(timing.split(section))
             ]

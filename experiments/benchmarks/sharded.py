@@ -5,7 +5,8 @@
 The training steps are those of `experiments.pod`: weights, moments and masks split by FSDP, the
 batch over the same devices. Steps that change masks are timed apart from the others; both are one
 program, which is told the step. Steps run back to back. The selection over all prunable weights
-together is timed against one read of their scores. Results are written after each row.
+together is timed against one read of their scores. Results are written after each row; the file's
+runs on other numbers of devices stay.
 """
 
 import argparse
@@ -49,12 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "length": given.length,
         "rows": [],
         "selection": [],
+        "earlier": earlier(mesh.size, given.output),
     }
     for kind, row in run(work, given.only, given.seconds):
         content[kind].append(row)
         timing.save("sharded", words, content, given.output)
         timing.said(f"{kind}: { {k: v for k, v in row.items() if k != 'collectives'} }")
     return int(any(row["wrong"] for row in content["rows"] + content["selection"]))
+
+
+def earlier(devices: int, folder: Path) -> list[Row]:
+    """Return the runs on other numbers of such devices."""
+    return [run for run in timing.runs("sharded", folder) if run["devices"] != devices]
 
 
 def run(work: steps.Work, names: Sequence[str], seconds: float) -> Iterator[tuple[str, Row]]:

@@ -96,7 +96,7 @@ def save(section: str, settings: Sequence[str], content: Mapping[str, Any], fold
 
     Args:
       section: the benchmark's module.
-      settings: its command line; all but the paths it writes to is kept with the result.
+      settings: its command line, kept with the result as `command` writes it.
       content: what was measured.
       folder: holds one file for each device.
 
@@ -106,15 +106,21 @@ def save(section: str, settings: Sequence[str], content: Mapping[str, Any], fold
     where, path = device(), _path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
+    known[section] = {**where, "command": command(section, settings), **content}
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def command(section: str, settings: Sequence[str]) -> str:
+    """Write the command that measures again: without the paths it writes to, with `XLA_FLAGS`."""
     kept = list(settings)
     for option in ("--output", "--runs", "--table"):
         if option in kept:
             at = kept.index(option)
             del kept[at : at + 2]
-    command = shlex.join(["python", "-m", f"experiments.benchmarks.{section}", *kept])
-    known[section] = {**where, "command": command, **content}
-    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    return path
+    flags = os.environ.get("XLA_FLAGS")
+    before = f"XLA_FLAGS={shlex.quote(flags)} " if flags else ""
+    return before + shlex.join(["python", "-m", f"experiments.benchmarks.{section}", *kept])
 
 
 def runs(section: str, folder: Path) -> list[dict[str, Any]]:

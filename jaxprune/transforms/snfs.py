@@ -26,7 +26,6 @@ from jaxprune.types import Allocation, Shapes, Tree
 
 _FULLEST = 0.99  # share of its free places that a layer takes at most
 _CROWDED = 0.2  # sparsity below which a layer that grows drops no more than its zeros
-_ROUNDS = 1000  # of handing on what full layers leave
 _LOOSE = (
     "snfs lets layers compete for live weights: only the total is known, and FLOPs take the "
     "division of the first masks."
@@ -251,22 +250,26 @@ def _momentum_of_live(rule: MaskRule, moment: Moment) -> jax.Array:
 
 
 def _divided(layers: _Layers, removed: jax.Array, total: jax.Array) -> jax.Array:
-    """Return how many weights each layer grows: its share, and what full layers hand on evenly."""
+    """Return how many weights each layer grows: its share, and what full layers hand on evenly.
+
+    The published loop hands on a part of the rest at a time, to full layers, too. This is where it
+    ends; without a loop, a GPU runs the whole step as one graph, and the host waits for nothing.
+    """
     room = np.float32(_FULLEST) * (layers.sizes - layers.live + removed).astype(jnp.float32)
-
-    def over(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        return (state[1] > 0) & (state[2] < _ROUNDS)
-
-    def hand_on(
-        state: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        wanted, rest, turn = state
-        wanted = wanted + rest / np.float32(wanted.shape[0])
-        taken = jnp.minimum(wanted, room)
-        return taken, jnp.sum(wanted - taken), turn + np.int32(1)
-
     wanted = jnp.ceil(layers.share * total)
     taken = jnp.minimum(wanted, room)
-    first = (taken, jnp.sum(wanted - taken), jnp.zeros((), jnp.int32))
-    grown, _, _ = jax.lax.while_loop(over, hand_on, first)
+    grown = taken + jnp.minimum(_level(room - taken, jnp.sum(wanted - taken)), room - taken)
     return jnp.maximum(jnp.floor(grown), 0.0).astype(jnp.int32)
+
+
+def _level(gaps: jax.Array, rest: jax.Array) -> jax.Array:
+    """Return the level with ``sum(minimum(level, gaps)) == rest``; of a larger rest, a high one.
+
+    With the gaps up to any one of them full, the others share what these leave: too little unless
+    those are the right ones. So the level is the largest such share.
+    """
+    full = gaps[None, :] <= gaps[:, None]
+    others = jnp.sum(~full, axis=1, dtype=jnp.int32)
+    left = rest - jnp.sum(jnp.where(full, gaps[None, :], 0.0), axis=1)
+    shares = jnp.where(others > 0, left / jnp.maximum(others, 1).astype(jnp.float32), 0.0)
+    return jnp.maximum(jnp.max(shares), rest / np.float32(len(gaps)))

@@ -91,7 +91,7 @@ def test_the_page_says_which_run_a_row_is_of() -> None:
     before = {**run, "jax": "1", "command": "all rows", "rows": [*rows[:1], {**rows[1], "step": 1}]}
     text = report.page([{"overhead": {**run, "rows": rows, "earlier": [before]}}])
     assert text.count("### a device\n\n`one row` (jax 2, Python 3).") == 1
-    first, _, second = text.partition("The other rows, of an earlier run: `all rows` (jax 1,")
+    first, _, second = text.partition("Of another run: `all rows` (jax 1,")
     assert "| gradual | 20 ms | 1 |" in first
     assert "| gradual | 1 s | 50 |" in second
 
@@ -153,7 +153,7 @@ def test_rows_that_are_not_run_anew_stay_with_their_own_run(tmp_path: Path) -> N
     def kept() -> list[tuple[str, list[str]]]:
         found = []
         for part in timing.runs("overhead", tmp_path):
-            settings = part["command"].split()[3:]
+            settings = part["command"].partition("benchmarks.overhead ")[2].split()
             assert all(row["of"] == settings for row in part["rows"])
             found.append((" ".join(settings), [row["name"] for row in part["rows"]]))
         return found
@@ -165,3 +165,13 @@ def test_rows_that_are_not_run_anew_stay_with_their_own_run(tmp_path: Path) -> N
     assert kept() == [("second", ["bare", "b"]), ("first", ["bare", "a", "a: update"])]
     run(["all"], "a", "a: update", "b")
     assert kept() == [("all", ["bare", "a", "a: update", "b"])]
+
+
+def test_the_command_has_what_changes_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--a=1 --b=2")
+    told = timing.command("overhead", ["--only", "one row", "--output", "/here"])
+    assert told == (
+        "XLA_FLAGS='--a=1 --b=2' python -m experiments.benchmarks.overhead --only 'one row'"
+    )
+    monkeypatch.delenv("XLA_FLAGS")
+    assert timing.command("sharded", []) == "python -m experiments.benchmarks.sharded"

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxprune
-from experiments.benchmarks import report, sharded, sharded_selection, sharded_step
+from experiments.benchmarks import report, sharded, sharded_selection, sharded_step, timing
 from experiments.benchmarks.timing import Effort
 from experiments.pod import steps
 from experiments.pod.model import FSDP, TENSOR, Shape
@@ -100,6 +100,13 @@ def test_the_peak_of_a_program_is_known_if_it_raises_the_devices(
     figures = {name: {"arguments": n, "temporaries": 0} for name, (n, _) in needs.items()}
     found = sharded.peaks(programs, figures, lambda: ())
     assert found == {"bare": 12.0, "gradual": None, "rigl": 31.0}
+
+
+def test_runs_on_other_numbers_of_devices_stay(tmp_path: Path) -> None:
+    for devices in (1, 2, 1):
+        content = {"devices": devices, "earlier": sharded.earlier(devices, tmp_path)}
+        timing.save("sharded", [], content, tmp_path)
+    assert [run["devices"] for run in timing.runs("sharded", tmp_path)] == [1, 2]
 
 
 @pytest.mark.slow(reason="compiles every program for all kernels")
