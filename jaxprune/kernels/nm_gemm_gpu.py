@@ -4,7 +4,8 @@
 [N, K], and a tile of the transposed product is written back transposed. The kernel itself is in
 `nm_gemm_gpu_kernel`, the layout of the weights in `nm_gemm_gpu_layout`. Rows need not fill tiles:
 the last tile is moved back over the one before. Where they are not a multiple of 8, x is padded and
-y is cut, which XLA may fuse with what is before and after.
+y is cut, which XLA may fuse with what is before and after. Products with too few tiles for all
+multiprocessors are split along k.
 """
 
 from typing import Any
@@ -14,11 +15,14 @@ import jax.numpy as jnp
 
 from jaxprune.kernels import _hopper
 from jaxprune.kernels._hopper import ceil_div
-from jaxprune.kernels.nm_gemm_gpu_layout import BLOCK, Config, Packed, pack, unpack
+from jaxprune.kernels.nm_gemm_gpu_layout import BLOCK, DEPTH, Config, Packed, pack, unpack
 
 __all__ = ["Config", "Packed", "configs", "default", "matmul", "pack", "supports", "unpack"]
 
-_LEAST = 64  # rows of the smallest tile
+_STAGES = {256: 4, 128: 6, 64: 8, 32: 8}  # that fit into shared memory, for the rows of a tile
+_LEAST = min(_STAGES)
+_PARTS = 16  # of k, at most
+_FILL = 8  # steps' worth of time until data arrives, and to add parts
 
 
 def supports(
@@ -82,10 +86,24 @@ def matmul(
 
 def default(rows: int, k: int, n_out: int, n: int = 2, m: int = 4) -> Config:
     """Return a good split for a product that no table knows."""
-    del k, n, m
-    fewest = {size: ceil_div(rows, size) * (size + 32) for size in (256, 128, 64)}
+    del n, m
+    fewest = {size: ceil_div(rows, size) * (size + 32) for size in _STAGES}
     tile = min(fewest, key=lambda size: fewest[size])
-    return Config(rows=tile, cluster=2 if n_out > BLOCK else 1)
+    cluster = 2 if n_out > BLOCK else 1
+    return Config(tile, _STAGES[tile], cluster, splits=_splits(rows, k, n_out, tile, cluster)[0])
+
+
+def _splits(rows: int, k: int, n_out: int, tile: int, cluster: int) -> list[int]:
+    """Return the numbers of parts of k that keep most multiprocessors at work, the best first."""
+    steps = ceil_div(k, DEPTH)
+    tiles = ceil_div(n_out, BLOCK * cluster) * ceil_div(rows, tile)
+
+    def cost(parts: int) -> int:
+        waves = ceil_div(tiles * parts, _hopper.MULTIPROCESSORS // cluster)
+        return waves * (steps // parts + _FILL) + (_FILL + parts if parts > 1 else 0)
+
+    whole = [parts for parts in range(1, _PARTS + 1) if steps % parts == 0]
+    return sorted(whole, key=cost)
 
 
 def configs(rows: int, k: int, n_out: int, n: int = 2, m: int = 4) -> list[Config]:
@@ -94,10 +112,11 @@ def configs(rows: int, k: int, n_out: int, n: int = 2, m: int = 4) -> list[Confi
         return []
     first = default(rows, k, n_out, n, m)
     found = [
-        Config(tile, stages, cluster, width)
-        for tile, stages in ((256, 4), (128, 6), (64, 8))
+        Config(tile, stages, cluster, width, splits)
+        for tile, stages in _STAGES.items()
         if tile <= max(rows, _LEAST)
         for cluster in (2, 1)
-        for width in (8, 4, 16)
+        for width in ((8, 4, 16) if rows > tile else (8,))
+        for splits in _splits(rows, k, n_out, tile, cluster)[:2]
     ]
     return list(dict.fromkeys([first, *found]))

@@ -2,10 +2,12 @@
 
 Two warpgroups multiply, 64 outputs each; a third streams tiles of weights, metadata and x through a
 ring in shared memory and never waits for the end of an output tile. In a cluster of two blocks each
-loads half of a tile of x for both.
+loads half of a tile of x for both. Where k is split, every part writes its sums in float32, as they
+lie in registers; XLA adds them up.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -30,9 +32,10 @@ mma: Any = mma_utils
 fragments: Any = fragmented_array
 mosaic: Any = utils
 
-_OUT = 64  # rows of a part of the output that is written at once
+_SUMS = 32  # rows of a piece of float32 sums that is written at once
 _WEIGHTS = (plgpu.TilingTransform((8, DEPTH // 2)), plgpu.SwizzleTransform(DEPTH))
 _ROWS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+_FLOATS = (plgpu.TilingTransform((8, _SUMS)), plgpu.SwizzleTransform(128))
 
 
 # Under its own jit it is lowered once for each shape, as the kernels of equal layers are equal.
@@ -41,17 +44,26 @@ def run(x: jax.Array, packed: Packed, config: Config, emulate: Any = None) -> ja
     """Multiply; x is [rows, K], the rows a multiple of 8 and at least those of a tile."""
     rows, k = x.shape
     n_out = packed.values.shape[0]
-    stages = min(config.stages, k // DEPTH)
+    splits = math.gcd(config.splits, k // DEPTH)
+    stages = min(config.stages, k // DEPTH // splits)
     cluster = config.cluster
     barrier = plgpu.Barrier
     if cluster > 1:
         barrier = functools.partial(plgpu.ClusterBarrier, collective_axes=("cluster",))
     body = functools.partial(
-        _body, config=config, shape=(rows, k, n_out), stages=stages, emulate=emulate is not None
+        _body,
+        config=config._replace(splits=splits, stages=stages),
+        shape=(rows, k, n_out),
+        emulate=emulate is not None,
     )
-    return plgpu.kernel(
+    out = jax.ShapeDtypeStruct((rows, n_out), x.dtype)
+    pieces = plgpu.SMEM((2, 2, min(64, config.rows), 64), x.dtype, transforms=_ROWS)
+    if splits > 1:
+        out = jax.ShapeDtypeStruct((splits, n_out, rows), jnp.float32)
+        pieces = plgpu.SMEM((2, 2, 64, _SUMS), jnp.float32, transforms=_FLOATS)
+    y = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((rows, n_out), x.dtype),
+        out_type=out,
         grid=(_hopper.MULTIPROCESSORS // cluster,),
         grid_names=("sm",),
         cluster=(cluster,),
@@ -62,7 +74,7 @@ def run(x: jax.Array, packed: Packed, config: Config, emulate: Any = None) -> ja
             "weights": plgpu.SMEM((stages, BLOCK, DEPTH // 2), x.dtype, transforms=_WEIGHTS),
             "tokens": plgpu.SMEM((stages, config.rows, DEPTH), x.dtype, transforms=_ROWS),
             "words": plgpu.SMEM((stages, 2, 2 * DEPTH), jnp.int32),
-            "parts": plgpu.SMEM((2, 2, _OUT, 64), x.dtype, transforms=_ROWS),
+            "pieces": pieces,
             "full": plgpu.Barrier(num_arrivals=3, num_barriers=stages),
             "empty": barrier(num_arrivals=2, num_barriers=stages),
         },
@@ -70,6 +82,7 @@ def run(x: jax.Array, packed: Packed, config: Config, emulate: Any = None) -> ja
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         **({} if emulate is None else {"interpret": emulate}),
     )(x, packed.values, packed.meta)
+    return y if splits == 1 else jnp.sum(y, 0).T.astype(x.dtype)
 
 
 def _body(
@@ -80,47 +93,50 @@ def _body(
     weights: Any,
     tokens: Any,
     words: Any,
-    parts: Any,
+    pieces: Any,
     full: Any,
     empty: Any,
     *,
     config: Config,
     shape: tuple[int, int, int],
-    stages: int,
     emulate: bool,
 ) -> None:
     rows, k, n_out = shape
+    stages, steps = config.stages, k // DEPTH // config.splits
     warpgroup, rank = lax.axis_index("warpgroup"), lax.axis_index("cluster")
     tiles = (ceil_div(n_out, BLOCK * config.cluster), ceil_div(rows, config.rows))
+    fewer, more = (40, 232) if config.rows > 128 else (88, 208)  # registers, 512 of three in all
     product = _emulated if emulate else _sparse_product(config.rows, x.dtype)
 
-    def place(index: Any) -> tuple[Any, Any]:
-        """Return the first output and row of a tile; the last tiles are moved back."""
+    def place(index: Any) -> tuple[Any, Any, Any]:
+        """Return part of k, first output and row of a tile; the last tiles are moved back."""
+        part, index = index // math.prod(tiles), index % math.prod(tiles)
         i, j = plgpu.planar_snake(index, tiles, 1, config.width)
         output = jnp.minimum((i * config.cluster + rank) * BLOCK, n_out - BLOCK)
-        return output, jnp.minimum(j * config.rows, rows - config.rows)
+        return part, output, jnp.minimum(j * config.rows, rows - config.rows)
 
     def each_step(visit: Any, carry: Any) -> Any:
-        """Call ``visit(step, stage, carry)`` for all steps of k; a tile begins at stage 0."""
+        """Call ``visit(step, stage, carry)`` for all steps of a part; it begins at stage 0."""
 
         def turn(i: Any, carry: Any) -> Any:
             for stage in range(stages):
                 carry = visit(i * stages + stage, stage, carry)
             return carry
 
-        turns, rest = divmod(k // DEPTH, stages)
+        turns, rest = divmod(steps, stages)
         carry = lax.fori_loop(0, turns, turn, carry)
         for stage in range(rest):
             carry = visit(turns * stages + stage, stage, carry)
         return carry
 
     def each_tile(visit: Any) -> None:
-        @plgpu.nd_loop((tiles[0] * tiles[1],), collective_axes="sm")
+        @plgpu.nd_loop((math.prod(tiles) * config.splits,), collective_axes="sm")
         def _(info: Any) -> None:
             visit(*place(info.index[0]))
 
-    def load(output: Any, row: Any) -> None:
+    def load(part: Any, output: Any, row: Any) -> None:
         def step(i: Any, stage: int, _: Any) -> Any:
+            i += part * steps
             together = {"collective_axes": "cluster"} if config.cluster > 1 else {}
             here = (pl.ds(output, BLOCK), pl.ds(i * (DEPTH // 2), DEPTH // 2))
             there = (pl.ds(output // 64, 2), pl.ds(i * (2 * DEPTH), 2 * DEPTH))
@@ -133,7 +149,7 @@ def _body(
 
         each_step(step, 0)
 
-    def multiply(output: Any, row: Any) -> None:
+    def multiply(part: Any, output: Any, row: Any) -> None:
         mine = pl.ds(warpgroup * 64, 64)
 
         def step(_: Any, stage: int, sums: Any) -> Any:
@@ -146,22 +162,28 @@ def _body(
 
         zeros = jnp.zeros((64, config.rows), jnp.float32)
         sums = each_step(step, plgpu.layout_cast(zeros, plgpu.Layout.WGMMA))
-        for part in range(config.rows // _OUT):
-            target = parts.at[warpgroup, part % 2]
-            lines = pl.ds(row + part * _OUT, _OUT)
+        outputs = pl.ds(output + warpgroup * 64, 64)
+        wide = min(64, config.rows) if config.splits == 1 else _SUMS
+        for i in range(config.rows // wide):
+            piece, lines = pieces.at[warpgroup, i % 2], pl.ds(row + i * wide, wide)
+            found = sums[:, i * wide : (i + 1) * wide]
             plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-            target.T[...] = sums[:, part * _OUT : (part + 1) * _OUT].astype(x.dtype)
+            if config.splits == 1:
+                piece.T[...] = found.astype(x.dtype)
+            else:
+                piece[...] = found
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(target, y.at[lines, pl.ds(output + warpgroup * 64, 64)])
+            there = y.at[lines, outputs] if config.splits == 1 else y.at[part, outputs, lines]
+            plgpu.copy_smem_to_gmem(piece, there)
 
     def load_all() -> None:
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(fewer, action="decrease")
         each_tile(load)
         for stage in range(stages):  # leave the barriers as they were
             plgpu.barrier_wait(empty.at[stage])
 
     def multiply_all() -> None:
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(more, action="increase")
         for stage in range(stages):
             plgpu.barrier_arrive(empty.at[stage])
         each_tile(multiply)

@@ -26,16 +26,19 @@ class Config(NamedTuple):
     """How the work is split.
 
     Attributes:
-      rows: rows of x in a tile: 64, 128 or 256.
+      rows: rows of x in a tile: 32, 64, 128 or 256.
       stages: steps of k in shared memory.
       cluster: blocks that share the rows of x, 1 or 2.
       width: tiles of outputs that are walked together, so that they meet in the cache.
+      splits: parts of k, of which each has blocks of its own and whose sums are added at the end;
+        the largest number that divides this one and the steps of k is taken.
     """
 
     rows: int = 256
     stages: int = 4
     cluster: int = 2
     width: int = 8
+    splits: int = 1
 
 
 def pack(values: jax.Array, positions: jax.Array, *, m: int) -> Packed:

@@ -45,18 +45,22 @@ def test_decode_compiles(n: int, m: int, rows: int, k: int, n_out: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("rows", [4096, 300, 100, 64])
-def test_gemm_compiles(rows: int, dtype: type) -> None:
+@pytest.mark.parametrize(
+    ("rows", "splits"),
+    [(4096, 1), (300, 1), (100, 1), (64, 1), (32, 1), (32, 5), (64, 5), (128, 5), (256, 5)],
+)
+def test_gemm_compiles(rows: int, splits: int, dtype: type) -> None:
     k, n_out = 4160, 4096
+    config = gemm.default(rows, k, n_out)._replace(splits=splits)
     report = aot_gpu.compile_kernel(
-        lambda x, w: gemm.matmul(x, w, n=2, m=4, n_out=n_out),
+        lambda x, w: gemm.matmul(x, w, n=2, m=4, n_out=n_out, config=config),
         aot_gpu.array((rows, k), dtype),
         gemm.Packed(
             aot_gpu.array((n_out, k // 2), dtype),
             aot_gpu.array((n_out // 64, 2 * k), jnp.int32),
         ),
     )
-    check(f"2:4 rows {rows} {jnp.dtype(dtype).name}", report, 384)
+    check(f"2:4 rows {rows} splits {splits} {jnp.dtype(dtype).name}", report, 384)
 
 
 def test_a_kernel_that_needs_too_much_is_seen() -> None:

@@ -59,6 +59,21 @@ def test_tiles_multiply_as_dense_does(
         np.testing.assert_allclose(got, want, rtol=1e-2, atol=0.1)
 
 
+@pytest.mark.parametrize(
+    ("tile", "splits", "k"),
+    [(64, 3, 384), (64, 4, 128), (32, 1, 128), (32, 2, 256)],
+    ids=["of 6 steps", "too many", "32 rows", "32 rows in parts"],
+)
+def test_parts_of_k_are_added(
+    tile: int, splits: int, k: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hopper, "MULTIPROCESSORS", 4)  # so that a block has several parts
+    config = gemm.Config(rows=tile, stages=2, cluster=2, splits=splits)
+    with only_where_it_builds():
+        got, want = multiply(rng, 72, k, 330, config, jnp.bfloat16)
+        np.testing.assert_allclose(got, want, rtol=1e-2, atol=0.1)
+
+
 def test_rows_of_another_type_are_refused(rng: np.random.Generator) -> None:
     values, positions, _ = groups(rng, 128, 64, 2, 4, jnp.bfloat16)
     packed = gemm.pack(values, positions, m=4)
@@ -100,7 +115,15 @@ def test_splits_suit_the_rows() -> None:
     assert gemm.default(100, 4096, 4096).rows == 128
     assert gemm.default(65, 4096, 128).cluster == 1
     assert gemm.configs(300, 4096, 4096)[0] == gemm.default(300, 4096, 4096)
-    assert {c.rows for c in gemm.configs(100, 4096, 4096)} == {128, 64}
+    assert {c.rows for c in gemm.configs(100, 4096, 4096)} == {128, 64, 32}
+
+
+def test_k_is_split_where_multiprocessors_would_have_no_tile() -> None:
+    assert gemm.default(64, 8192, 8192).splits == 2  # 32 pairs of tiles for 66 of blocks
+    assert gemm.default(64, 4096, 4096).splits == 4
+    assert gemm.default(64, 4096, 11008).splits == 1
+    assert gemm.default(8192, 8192, 8192).splits == 1
+    assert all(172 % c.splits == 0 for c in gemm.configs(64, 11008, 4096))
 
 
 def test_the_instruction_itself_lowers() -> None:
