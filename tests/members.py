@@ -201,9 +201,8 @@ SCHEDULES = (
 # come back); "masked gradients" (the inner optimizer sees zeros for pruned weights); "own
 # gradients" (it sees what the method makes of them); "moves moments" (where masks change); "moves
 # counts" (between layers, and the total by a few); "rests" (some weights do not move at all);
-# "heavy updates" (where masks change it takes more memory than a byte a weight); "memory by path"
-# (the state holds arrays by path besides the masks, which `optax.tree.map_params` refuses);
-# "values" (of the weights, for the first masks: shapes alone do not do).
+# "heavy updates" (where masks change it takes more memory than a byte a weight); "values" (of the
+# weights, for the first masks: shapes alone do not do).
 _CROSSWISE = {"hidden": patterns.NM(1, 2, axis=1), ".*": patterns.NM(1, 2, axis=0)}
 _REGROWS = frozenset({"regrows", "masked gradients", "moves moments"})
 _KEEPS_ALL = patterns.NM(1, 1, axis=0, pad=True)
@@ -248,7 +247,7 @@ TRANSFORMS = (
             pattern=patterns.NM(2, 4),
             **settings,
         ),
-        _REGROWS | {"memory by path"},
+        _REGROWS,
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
         dense=lambda inner, params: jaxprune.dynamic(
@@ -297,7 +296,7 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.itop(
             inner, 0.5, every=4, end=12, allocation=allocation.uniform, **settings
         ),
-        _REGROWS | {"heavy updates", "memory by path"},
+        _REGROWS | {"heavy updates"},
         sparsities=(0.5,) * CALLS,
         changes=(4, 8),
         dense=lambda inner, params: jaxprune.itop(
@@ -329,7 +328,7 @@ TRANSFORMS = (
     TransformRow(
         "snfs",
         lambda inner, params, **settings: jaxprune.snfs(inner, 0.5, every=3, end=9, **settings),
-        frozenset({"regrows", "moves counts", "memory by path"}),
+        frozenset({"regrows", "moves counts"}),
         sparsities=(0.5,) * CALLS,
         changes=(3, 6),
         dense=lambda inner, params: jaxprune.snfs(inner, 0.0, every=3, end=9, drop=0.0, where=".*"),
@@ -341,7 +340,7 @@ TRANSFORMS = (
         lambda inner, params, **settings: jaxprune.top_kast(
             inner, 0.5, backward_sparsity=0.25, decay=2.0**-10, **settings
         ),
-        frozenset({"dense", "regrows", "own gradients", "rests", "memory by path", "values"}),
+        frozenset({"dense", "regrows", "own gradients", "rests", "values"}),
         sparsities=(0.5,) * CALLS,
         changes=None,
         dense=lambda inner, params: jaxprune.top_kast(

@@ -66,7 +66,7 @@ def cells(quick: bool) -> list[Cell]:
     made = [Settings("dense")]
     made += [Settings(method, pattern) for pattern in PATTERNS[:2] for method in FIRST]
     made += [Settings(method, "60") for method in ("wanda", "sparsegpt")]
-    made += [Settings("wanda", "60", each) for each in ("ecoflap", "owl")]
+    made += [Settings("wanda", "60", each) for each in ("ecoflap", "owl", "mirrored")]
     made += [_retrained("wanda", pattern, kind) for pattern in PATTERNS[:2] for kind in RECOVERIES]
     made += [Settings("sparsegpt", "60", "owl")]
     all_ = [Settings(method, pattern) for pattern in PATTERNS for method in METHODS]

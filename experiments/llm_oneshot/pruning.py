@@ -92,7 +92,7 @@ def _shares(settings: Settings, context: Context, seed: int) -> list[float] | No
     """Return the sparsity of each block, or None if it is the same."""
     if settings.allocation == "uniform":
         return None
-    find = {"owl": _by_outliers, "ecoflap": _by_losses}[settings.allocation]
+    find = {"owl": _by_outliers, "mirrored": _mirrored, "ecoflap": _by_losses}[settings.allocation]
     key = f"shares {settings.allocation} {settings.sparsity} {seed}"
     found: np.ndarray = context.once(key, lambda: find(settings, context, seed))
     return [float(f"{share:.6g}") for share in found]
@@ -103,6 +103,11 @@ def _by_outliers(settings: Settings, context: Context, seed: int) -> np.ndarray:
     graph = graph_of(settings, context)
     ratios = posttraining.outlier_ratios(graph, params, batches, where=WEIGHTS)
     return posttraining.owl_sparsities(ratios, settings.sparsity)
+
+
+def _mirrored(settings: Settings, context: Context, seed: int) -> np.ndarray:
+    """Return OWL's sparsities turned round: most where there are most outliers."""
+    return 2 * settings.sparsity - _by_outliers(settings, context, seed)
 
 
 def _by_losses(settings: Settings, context: Context, seed: int) -> np.ndarray:

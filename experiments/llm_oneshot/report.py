@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.llm_oneshot import verdicts
@@ -23,6 +24,7 @@ NAMES = {
     "sft-ag": "SFT-AG",
     "sft-ma": "SFT-MA",
     "owl": "OWL",
+    "mirrored": "mirrored OWL",
     "ecoflap": "ECoFLaP",
 }
 PATTERNS = {"50": "50%", "60": "60%", "4-8": "4:8", "2-4": "2:4"}
@@ -47,6 +49,15 @@ Perplexity, less is better:
 """
 
 
+MIRROR = """\
+Where OWL and ECoFLaP prune: OWL, which spares blocks with many outliers, prunes the first and the
+last {third} blocks by {owl}; ECoFLaP, which asks the loss, by {ecoflap}. The correlation of both
+over blocks is {same:.2f}. OWL's sparsities mirrored about 60%, so that blocks with many outliers
+are pruned most, come to {after}, against {before} as published and {even} for the same sparsity
+everywhere.
+"""
+
+
 def section(results: Results) -> str:
     """Write the section."""
     settings = dict(next(iter(results.values())).settings)
@@ -59,8 +70,7 @@ def section(results: Results) -> str:
     }
     parts = [SETTING.format(**settings | facts), _table(results)]
     parts += [_first(results), page.claims(verdicts.claims_of(results)), verdicts.NOTE]
-    rates = _other_rates(results)
-    return "\n".join([*parts, *([rates] if rates else [])])
+    return "\n".join([*parts, *filter(None, [_allocations(results), _other_rates(results)])])
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
@@ -73,7 +83,7 @@ def _table(results: Results) -> str:
     """Write the rows that have a result: methods, allocations, and recoveries."""
     rows = [["dense", *[_shown(results.get("dense"))] * len(PATTERNS)]]
     rows += [[NAMES[name], *_cells(results, name)] for name in METHODS]
-    for allocation in ("owl", "ecoflap"):
+    for allocation in ("owl", "mirrored", "ecoflap"):
         for method in ("wanda", "sparsegpt"):
             label = f"{NAMES[method]}, {NAMES[allocation]} allocation"
             rows.append([label, *_cells(results, f"{allocation}-{method}")])
@@ -108,6 +118,23 @@ def _first(results: Results) -> str:
         return ""
     found = sample(results["dense"].values["perplexity_first"]).mean
     return f"On the first 4,096 of these tokens alone the dense model has {found:.2f}.\n"
+
+
+def _allocations(results: Results) -> str:
+    """Compare OWL's sparsities of blocks with those that the loss asks for, and with its mirror."""
+    names = ("owl-wanda-60", "ecoflap-wanda-60", "mirrored-wanda-60", "wanda-60")
+    if not all(name in results for name in names):
+        return ""
+    owl, ecoflap = (np.mean(results[name].values["shares"], 0) for name in names[:2])
+    third = len(owl) // 3
+    ends = [
+        f"{100 * s[:third].mean():.0f}% and {100 * s[-third:].mean():.0f}%" for s in (owl, ecoflap)
+    ]
+    same = np.corrcoef(owl, ecoflap)[0, 1]
+    before, _, after, even = (_shown(results[name]) for name in names)
+    return MIRROR.format(
+        third=third, owl=ends[0], ecoflap=ends[1], same=same, after=after, before=before, even=even
+    )
 
 
 def _other_rates(results: Results) -> str:

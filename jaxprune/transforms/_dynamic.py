@@ -31,10 +31,10 @@ from jaxprune.types import Allocation, Score, Shapes, Tree
 
 
 class Memory(NamedTuple):
-    """What drop-and-grow methods keep besides masks; empty where a method has no use for it."""
+    """What drop-and-grow methods keep besides masks; () where a method has no use for it."""
 
-    momentum: Leaves  # float32, of the dense gradients
-    fired: Tree  # masks, like the state's own: weights that have ever been live
+    momentum: Tree  # by path, float32, of the dense gradients
+    fired: Tree  # masks by path, as they are stored: weights that have ever been live
 
 
 def settings_of(
@@ -114,10 +114,12 @@ def dynamic_named(
 
 def _first_memory(settings: Settings, weights: Leaves, masks: Leaves) -> Memory:
     growth = settings.growth
-    momentum = growth.start(weights) if isinstance(growth, Momentum) else {}
+    memory = Memory(growth.start(weights) if isinstance(growth, Momentum) else (), ())
+    if not settings.track_fired:
+        return memory
     # A copy: a donated state may not hold a buffer two times.
-    fired = {path: jnp.copy(mask) for path, mask in masks.items()} if settings.track_fired else {}
-    return Memory(momentum, stored(fired, packed=settings.packed))
+    fired = {path: jnp.copy(mask) for path, mask in masks.items()}
+    return memory._replace(fired=stored(fired, packed=settings.packed))
 
 
 def _watch(settings: Settings, moment: Moment) -> Tree:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -64,6 +64,45 @@ def no_news(leaves: int, changed: int) -> Health:
     return Health(jnp.asarray(changed, jnp.int32), came_back, nonfinite)
 
 
+class LikeParams(NamedTuple):
+    """Arrays of the prunable parameters, in the parameters' container as the masks are."""
+
+    tree: Tree
+
+
+def like_params(params: Tree, names: Iterable[str], extra: Tree) -> Tree:
+    """Put a method's arrays by path into the parameters' container, as they are stored.
+
+    ``optax.tree.map_params`` and rules of sharding find them there.
+
+    Args:
+      params: the parameters.
+      names: paths of the prunable ones.
+      extra: the method's own state; dicts with just these names as keys are arrays by path.
+    """
+    named = {*names}
+
+    def ours(node: Any) -> bool:
+        return isinstance(node, dict) and {*node} == named
+
+    def placed(node: Any) -> Any:
+        return LikeParams(paths.refill(params, node)) if ours(node) else node
+
+    return jax.tree.map(placed, extra, is_leaf=ours)
+
+
+def by_path(extra: Tree) -> Tree:
+    """Undo `like_params`."""
+
+    def taken(node: Any) -> Any:
+        if not isinstance(node, LikeParams):
+            return node
+        leaves, _ = jax.tree_util.tree_flatten_with_path(node.tree, is_leaf=is_packed)
+        return {paths.path_of(at): leaf for at, leaf in leaves}
+
+    return jax.tree.map(taken, extra, is_leaf=lambda node: isinstance(node, LikeParams))
+
+
 class State(NamedTuple):
     """State of every sparse-training transform."""
 
@@ -72,7 +111,7 @@ class State(NamedTuple):
     health: Health
     fingerprint: jax.Array  # () uint32, of the recipe
     method: Method
-    extra: Tree  # what the method needs besides
+    extra: Tree  # what the method needs besides; `LikeParams` where that is arrays of weights
     inner_state: Any  # of the wrapped optimizer
 
 

@@ -121,7 +121,7 @@ def momentum(decay: float = 0.9) -> Momentum:
       >>> opt_state = tx.init(params)
       >>> for _ in range(2):
       ...     _, opt_state = tx.update(params, opt_state, params)
-      >>> opt_state.extra.momentum["kernel"].ravel().tolist()
+      >>> opt_state.extra.momentum.tree["kernel"].ravel().tolist()
       [1.5, 1.5, 1.5, 1.5]
 
     Reference:

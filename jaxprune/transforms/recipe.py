@@ -21,7 +21,9 @@ from jaxprune.transforms._state import (
     Health,
     Method,
     State,
+    by_path,
     fingerprint_of,
+    like_params,
     no_news,
     stored_masks,
 )
@@ -189,7 +191,8 @@ class Recipe:
       text: names the recipe and all its settings; two recipes with equal texts are equal.
       where: which parameters are prunable.
       timetable: when ``change`` runs; None for every call.
-      init: first masks and the method's own state, from ``{path: weight}``.
+      init: first masks and the method's own state, from ``{path: weight}``. What that state holds
+        by path, too, is stored in the parameters' container.
       change: the new masks and the method's own state.
       watch: the method's own state after a look at the gradients, in every call.
       gradients: gradients of the prunable weights that the inner optimizer sees; the masks that it
@@ -260,7 +263,7 @@ def wrap(
             health=no_news(len(weights), 0 if recipe.starts_changed else NEVER),
             fingerprint=fingerprint_of(recipe.text),
             method=recipe.method,
-            extra=extra,
+            extra=like_params(params, masks, extra),
             inner_state=inner_state,
         )
 
@@ -288,7 +291,7 @@ def wrap(
             step=optax.safe_increment(state.step),
             masks=paths.refill(params, held),
             health=health,
-            extra=after.extra,
+            extra=like_params(params, after.masks, after.extra),
             inner_state=zero_copies(inner_state, copies, after.masks),
         )
         return paths.refill(steps, landed, _itself), state
@@ -308,7 +311,7 @@ def _moment(recipe: Recipe, updates: Tree, state: State, params: Tree) -> Moment
     def fill(leaves: Leaves) -> Tree:
         return paths.refill(params, leaves)
 
-    return Moment(state.step, turn, weights, grads, stored_masks(state), state.extra, fill)
+    return Moment(state.step, turn, weights, grads, stored_masks(state), by_path(state.extra), fill)
 
 
 def _changed(

@@ -31,7 +31,7 @@ def test_the_catalogue_finds_it() -> None:
 def test_cells_have_names_of_their_own_and_the_first_claims_come_first() -> None:
     cells = experiment.cells(False)
     names = [cell.name for cell in cells]
-    assert len({*names}) == len(names) == 1 + 6 * 4 + 3 + 4 * 3 + 4 + 4
+    assert len({*names}) == len(names) == 1 + 6 * 4 + 4 + 4 * 3 + 4 + 4
     assert names[0] == "dense"
     first = {f"{m}-{p}" for m in ("magnitude", "wanda", "sparsegpt") for p in ("2-4", "50")}
     assert {*names[1:7]} == first
@@ -88,6 +88,19 @@ def test_a_pruned_model_is_retrained_at_its_masks() -> None:
     assert {*start.masks} == {path for path in start.masks if path.endswith("_proj/kernel")}
     before = experiment.run(dataclasses.replace(settings, recovery=None), context)
     assert before["perplexity"][0] != found["perplexity"][0]
+
+
+def test_mirrored_sparsities_are_owls_about_the_same_mean() -> None:
+    context = Context(DATA, (0,))
+    with lenient():
+        owl, mirrored = (
+            np.asarray(
+                experiment.pruned(tiny("magnitude", "60", allocation=kind), context, 0).shares
+            )
+            for kind in ("owl", "mirrored")
+        )
+    np.testing.assert_allclose(owl + mirrored, 1.2, atol=1e-5)
+    assert owl[0] != owl[1]
 
 
 def test_its_import_needs_neither_the_command_line_nor_tfds() -> None:
@@ -164,6 +177,20 @@ def test_the_section_has_a_row_for_all_that_was_run() -> None:
     assert "the dense model has 46.08" in section
     assert "(PERP) at 0.0005: 50.00 ± 0.10, 0.002: 45.00" in section
     assert "32,768 tokens" in section
+
+
+def test_the_section_tells_where_allocations_prune() -> None:
+    shares = {"owl": [0.7, 0.6, 0.5], "ecoflap": [0.5, 0.6, 0.7], "mirrored": [0.5, 0.6, 0.7]}
+    found = GOOD | results(owl_wanda_60=350.0, mirrored_wanda_60=250.0)
+    assert "mirrored" not in report.section(GOOD)
+    for kind, blocks in shares.items():
+        found[f"{kind}-wanda-60"].values["shares"] = [blocks] * 3
+    section = " ".join(report.section(found).split())
+    assert "the first and the last 1 blocks by 70% and 50%; ECoFLaP" in section
+    assert "asks the loss, by 50% and 70%. The correlation" in section
+    assert "over blocks is -1.00." in section
+    assert "come to 250.0 ± 0.1, against 350.0 ± 0.1 as published and 300.0 ± 0.1 for" in section
+    assert "| Wanda, mirrored OWL allocation | - | 250.0 ± 0.1 | - | - |" in section
 
 
 def test_what_draws_nothing_has_no_deviation() -> None:

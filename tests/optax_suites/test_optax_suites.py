@@ -50,8 +50,6 @@ def known_error(case: Case, row: TransformRow) -> str | None:
     """What a transform cannot do around any optimizer, as its error says."""
     if case.is_complex:
         return "only floating-point parameters can be pruned"
-    if "memory by path" in row.needs and case.test in ("test_optimization", "test_optimizers"):
-        return "in tree_map_params"
     if "values" in row.needs and case.test == "test_init_with_abstract_input":
         return "is not a valid JAX type"
     return None

@@ -13,7 +13,6 @@ from jax.experimental import checkify
 
 import jaxprune
 from jaxprune import NM, Block, Channel, Unstructured, allocation, schedules, scores
-from jaxprune.transforms import State
 
 RAMP = schedules.linear(0.0, 0.75, begin=1, end=6)
 
@@ -237,15 +236,6 @@ def test_the_fingerprint_tells_recipes_apart_and_knows_equal_ones():
         fingerprint(mask_gradients=True),
     ]
     assert len({fingerprint(), *others}) == 9
-
-
-def test_optax_can_map_over_the_state():
-    tx, params = jaxprune.gradual(optax.sgd(0.1, momentum=0.9), 0.5), weights()
-    state = tx.init(params)
-    mapped = optax.tree_map_params(tx, jnp.ones_like, state)
-    assert isinstance(mapped, State)
-    assert mapped.inner_state[0].trace["k"].tolist() == np.ones((8, 8)).tolist()
-    assert optax.tree.get(mapped, "step") == 0
 
 
 @pytest.mark.usefixtures("asked_for_checks")

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -97,3 +98,15 @@ def test_exempt_leaves_train_as_with_the_bare_optimizer(row: TransformRow):
         found = rig.trained(row)[call].params
         assert found["hidden/bias"].tobytes() == np.asarray(params["hidden"]["bias"]).tobytes()
         assert found["norm/scale"].tobytes() == np.asarray(params["norm"]["scale"]).tobytes()
+
+
+@every_row
+def test_optax_maps_over_what_the_state_has_of_each_weight(row: TransformRow):
+    tx, params = rig.transform(row, rig.ADAM), rig.parameters()
+    state = tx.init(params)
+    mapped = optax.tree.map_params(tx, jnp.zeros_like, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    shapes = {*rig.SHAPES.values()}
+    kept = (mapped.masks, mapped.extra, mapped.inner_state)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(kept) if leaf.shape in shapes)
+    assert mapped.step == state.step
