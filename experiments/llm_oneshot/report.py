@@ -53,8 +53,8 @@ MIRROR = """\
 Where OWL and ECoFLaP prune: OWL, which spares blocks with many outliers, prunes the first and the
 last {third} blocks by {owl}; ECoFLaP, which asks the loss, by {ecoflap}. The correlation of both
 over blocks is {same:.2f}. OWL's sparsities mirrored about 60%, so that blocks with many outliers
-are pruned most, come to {after}, against {before} as published and {even} for the same sparsity
-everywhere.
+are pruned most, come to {after}, the same sparsity everywhere to {even}, and OWL
+to {before}: outliers do not tell which blocks of this model matter.
 """
 
 
@@ -125,6 +125,8 @@ def _allocations(results: Results) -> str:
     names = ("owl-wanda-60", "ecoflap-wanda-60", "mirrored-wanda-60", "wanda-60")
     if not all(name in results for name in names):
         return ""
+    if verdicts.mean_loss(results, names[0]) <= verdicts.mean_loss(results, names[2]):
+        return ""  # outliers tell it
     owl, ecoflap = (np.mean(results[name].values["shares"], 0) for name in names[:2])
     third = len(owl) // 3
     ends = [

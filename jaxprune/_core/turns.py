@@ -28,3 +28,14 @@ def after(mask: jax.Array | None, scores: jax.Array) -> jax.Array:
     if mask is None or not isinstance(mask, Tracer):
         return scores
     return jnp.where(once_there(np.bool_(True), mask), scores, jnp.zeros_like(scores))
+
+
+def stored_once(value: jax.Array) -> jax.Array:
+    """Return a value as it is; on a CPU it is stored, and not computed again by each reader.
+
+    Compilers for CPUs put a short computation into each product that reads it, and the forward and
+    the backward pass both read weights.
+    """
+    if not isinstance(value, Tracer) or jax.sharding.get_abstract_mesh().manual_axes:
+        return value
+    return lax.platform_dependent(value, cpu=lax.optimization_barrier, default=lambda x: x)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune._core import counts, paths
 from jaxprune._core.meshes import gathered_alone
+from jaxprune._core.turns import stored_once
 from jaxprune.masks import apply_masks, check_masks
 from jaxprune.transforms._state import Look, State, find_states, stored_masks
 from jaxprune.types import Tree
@@ -65,11 +66,11 @@ def _straight_through(forward: Look) -> Look:
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
     def see(path: str, weight: jax.Array, mask: jax.Array, step: jax.Array) -> jax.Array:
-        return gathered_alone(forward(path, weight, mask, step))
+        return stored_once(gathered_alone(forward(path, weight, mask, step)))
 
     @see.defjvp
     def see_jvp(path: str, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        return gathered_alone(forward(path, *primals)), tangents[0]
+        return stored_once(gathered_alone(forward(path, *primals))), tangents[0]
 
     return see
 
