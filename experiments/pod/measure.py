@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from tests import hlo
+from experiments import hlo
 
 CompileError = jax.errors.JaxRuntimeError
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments import hlo
 from jaxprune._core import paths
 from jaxprune._core.packing import PackedMask, check_packable, is_packed, pack, unpack
-from tests import hlo, quick
+from tests import quick
 
 
 def draw(shape: tuple[int, ...]) -> jax.Array:

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments import hlo
 from jaxprune._core.select import global_top_k_mask, top_k_mask
-from tests import hlo, quick
+from tests import quick
 from tests.core import reference
 
 SHAPE = (16, 8)

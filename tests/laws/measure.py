@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from tests import hlo
+from experiments import hlo
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxprune
+from experiments import hlo
 from jaxprune import NM, Unstructured, schedules
-from tests import hlo
 from tests.patterns import references
 from tests.third_party import inner
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from tests import hlo
+from experiments import hlo
 from tests.members import TRANSFORMS, TransformRow
 from tests.transforms.common import placements
 from tests.transforms.common.placements import LAYERS, PLACEMENTS, SHAPES, Placement

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tests import hlo
+from experiments import hlo
 from tests.members import CALLS, TRANSFORMS, TransformRow
 from tests.transforms.common import rig
 from tests.transforms.common.rows import core_rows, is_core, is_family, marked

@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tests import hlo
+from experiments import hlo
 
 SCALAR = "%all-reduce.1 = s32[] all-reduce(%x), channel_id=1, replica_groups=[1,8]<=[8]"
 LAYOUT = "  ROOT %ag = bf16[8,128]{1,0:T(8,128)(2,1)} all-gather(%x), dimensions={0}"
