@@ -48,7 +48,6 @@ knows the sixth better, pruned or not.
 Perplexity, less is better:
 """
 
-
 MIRROR = """\
 Where OWL and ECoFLaP prune: OWL, which spares blocks with many outliers, prunes the first and the
 last {third} blocks by {owl}; ECoFLaP, which asks the loss, by {ecoflap}. The correlation of both
@@ -125,7 +124,8 @@ def _allocations(results: Results) -> str:
     names = ("owl-wanda-60", "ecoflap-wanda-60", "mirrored-wanda-60", "wanda-60")
     if not all(name in results for name in names):
         return ""
-    if verdicts.mean_loss(results, names[0]) <= verdicts.mean_loss(results, names[2]):
+    published, mirrored = (sample(results[name].values["perplexity"]) for name in names[::2])
+    if published.mean <= mirrored.mean:
         return ""  # outliers tell it
     owl, ecoflap = (np.mean(results[name].values["shares"], 0) for name in names[:2])
     third = len(owl) // 3

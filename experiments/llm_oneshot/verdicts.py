@@ -54,11 +54,6 @@ def losses(results: Results, name: str) -> list[float] | None:
     return None if result is None else np.log(result.values["perplexity"]).tolist()
 
 
-def mean_loss(results: Results, name: str) -> float:
-    """Return the mean loss of a cell that was run."""
-    return sample(np.log(results[name].values["perplexity"]).tolist()).mean
-
-
 def share_of(results: Results, pattern: str, kind: str) -> tuple[float, float | None] | None:
     """Return the share of the gap that is closed: to the dense model, and to it trained alike."""
     names = (f"wanda-{pattern}", f"wanda-{pattern}-{kind}", "dense", f"dense-{kind}")

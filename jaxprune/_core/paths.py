@@ -23,9 +23,9 @@ def path_of(key_path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
+def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Return ``{path: leaf}`` in tree order; ``None`` and ``optax.MaskedNode`` hold no leaf."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     named = {path_of(key_path): leaf for key_path, leaf in leaves}
     if len(named) != len(leaves):
         names = [path_of(key_path) for key_path, _ in leaves]

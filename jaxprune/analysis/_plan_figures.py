@@ -43,14 +43,14 @@ class Flops(NamedTuple):
 
 def mask_shapes(state: State) -> dict[str, tuple[int, ...]]:
     """Return the shape of each weight that has a mask, in tree order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state.masks, is_leaf=is_packed)
-    return {paths.path_of(key_path): _shape_of(leaf) for key_path, leaf in leaves}
+    leaves = paths.flatten(state.masks, is_packed)
+    return {path: _shape_of(leaf) for path, leaf in leaves.items()}
 
 
 def packed_paths(state: State) -> list[str]:
     """Return the weights whose masks are packed."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state.masks, is_leaf=is_packed)
-    return [paths.path_of(key_path) for key_path, leaf in leaves if is_packed(leaf)]
+    leaves = paths.flatten(state.masks, is_packed)
+    return [path for path, leaf in leaves.items() if is_packed(leaf)]
 
 
 def counts_of(state: State, steps: int | None) -> tuple[dict[str, Count], str]:

@@ -62,9 +62,7 @@ def _family(dtype: str) -> str:
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
     """Return ``{path: leaf}`` where a packed mask is one leaf."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_packed)
-    named = {paths.path_of(key_path): leaf for key_path, leaf in leaves}
-    return named if len(named) == len(leaves) else paths.flatten(tree)  # the latter raises
+    return paths.flatten(tree, is_packed)
 
 
 def rebuild(template: Tree, leaves: Mapping[str, Any]) -> Tree:

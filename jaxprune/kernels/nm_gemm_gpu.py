@@ -23,7 +23,7 @@ _STAGES = {256: 4, 128: 6, 64: 8, 32: 8}  # that fit into shared memory, for the
 _LEAST = min(_STAGES)
 _PARTS = 16  # of k, at most
 _FILL = 8  # steps' worth of time until data arrives, and to start adding parts
-_SUMS = 125_000  # of parts that are written and read in the time of a step
+_ADDED = 125_000  # sums of parts that are written and read in the time of a step
 
 
 def supports(
@@ -101,7 +101,7 @@ def _splits(rows: int, k: int, n_out: int, tile: int, cluster: int) -> list[int]
 
     def cost(parts: int) -> int:
         waves = ceil_div(tiles * parts, _hopper.MULTIPROCESSORS // cluster)
-        added = _FILL + parts * rows * n_out // _SUMS if parts > 1 else 0
+        added = _FILL + parts * rows * n_out // _ADDED if parts > 1 else 0
         return waves * (steps // parts + _FILL) + added
 
     whole = [parts for parts in range(1, _PARTS + 1) if steps % parts == 0]

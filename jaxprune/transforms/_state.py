@@ -95,10 +95,7 @@ def by_path(extra: Tree) -> Tree:
     """Undo `like_params`."""
 
     def taken(node: Any) -> Any:
-        if not isinstance(node, LikeParams):
-            return node
-        leaves, _ = jax.tree_util.tree_flatten_with_path(node.tree, is_leaf=is_packed)
-        return {paths.path_of(at): leaf for at, leaf in leaves}
+        return paths.flatten(node.tree, is_packed) if isinstance(node, LikeParams) else node
 
     return jax.tree.map(taken, extra, is_leaf=lambda node: isinstance(node, LikeParams))
 

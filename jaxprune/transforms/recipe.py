@@ -324,8 +324,7 @@ def _changed(
     come before what is computed from the masks, or the compiler copies donated parameters.
     """
     health = state.health
-    leaves = jax.tree.leaves(state.masks, is_leaf=is_packed)
-    before = (dict(zip(moment.masks, leaves, strict=True)), moment.extra)
+    before = (paths.flatten(state.masks, is_packed), moment.extra)
     seen = (health.came_back, health.nonfinite)
     lands = recipe.land is land_on_zero and bool(moment.masks)
     due = health.changed == moment.step - 1 if lands else jnp.bool_(False)

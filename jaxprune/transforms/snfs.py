@@ -258,7 +258,8 @@ def _divided(layers: _Layers, removed: jax.Array, total: jax.Array) -> jax.Array
     room = np.float32(_FULLEST) * (layers.sizes - layers.live + removed).astype(jnp.float32)
     wanted = jnp.ceil(layers.share * total)
     taken = jnp.minimum(wanted, room)
-    grown = taken + jnp.minimum(_level(room - taken, jnp.sum(wanted - taken)), room - taken)
+    gaps = room - taken
+    grown = taken + jnp.minimum(_level(gaps, jnp.sum(wanted - taken)), gaps)
     return jnp.maximum(jnp.floor(grown), 0.0).astype(jnp.int32)
 
 
